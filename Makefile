@@ -1,0 +1,53 @@
+# bulkscore: `make help` lists what there is. Every target does its own set-up in .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench schema lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: .venv/.run ## score the iris data against the sandbox service; results in results/iris
+	@$(BIN)/python -m pipeline.sandbox jobs/iris.yaml
+
+test: .venv/.dev ## run the tests
+	@$(BIN)/python -m pytest
+
+check: .venv/.dev ## lint, types, import layers, tests with branch coverage: what CI runs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+bench: .venv/.bench ## measure rivals and us in one run
+	@$(BIN)/python tests/bench/bench.py
+
+schema: .venv/.dev ## rewrite schemas/job.schema.json from the job file's types
+	$(BIN)/bulkscore schema > schemas/job.schema.json
+
+lock: .venv/.dev ## pin the newest versions that fit pyproject.toml
+	$(PIP) install uv
+	$(BIN)/uv pip compile --universal --all-extras --python-version 3.11 --upgrade --no-annotate --no-header \
+	    --no-emit-index-url --no-emit-find-links --output-file .requirements.lock pyproject.toml
+
+clean: ## remove what the other targets made
+	rm -rf .venv results build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*
+
+.venv/.run: pyproject.toml .requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "* installing bulkscore into .venv" >&2
+	@$(PIP) install --constraint .requirements.lock --editable .
+	@touch $@
+
+.venv/.dev: .venv/.run
+	@echo "* installing the test tools into .venv" >&2
+	@$(PIP) install --constraint .requirements.lock --editable '.[dev]'
+	@touch $@
+
+.venv/.bench: .venv/.dev
+	@$(PIP) install --constraint .requirements.lock --editable '.[bench]'
+	@touch $@

@@ -1,0 +1,185 @@
+"""Carries out conversations: threads, the window, the byte budget, headers and the wire. One per worker process."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from pipeline.auth import IamUnavailable
+from pipeline.converse import Answered, Outcome, Send, Setting, Unanswered, Wait, converse
+from pipeline.status import Action, Fault
+from pipeline.transport import NoReply
+from pipeline.window import Budget, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pipeline.auth import Auth
+    from pipeline.pack import Chunk
+    from pipeline.progress import Progress
+    from pipeline.stopping import Stopping
+    from pipeline.transport import Transport
+    from schemas.job import Limits
+
+BUDGET_BYTES: Final = 128_000_000
+_AHEAD: Final = 2
+"""Conversations under way for each place in the window, so that one that waits between attempts leaves no place empty."""
+
+_BY_MISHAP: Final[dict[str, Action]] = {
+    "refused": Action.RETRY,
+    "unknown-host": Action.RETRY,
+    "reset": Action.RETRY,
+    "protocol": Action.RETRY,
+    "timeout": Action.TIMEOUT,
+    "tls": Action.STOP,
+}
+
+
+class Caller:
+    """Turns chunks into outcomes.
+
+    `reserve` before `submit`: it takes the chunk's bytes, which `release` gives back when its outcomes are written.
+    All methods but those of the conversation threads are for any thread.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        transport: Transport,
+        auth: Auth,
+        headers: Mapping[str, str],
+        limits: Limits,
+        stopping: Stopping,
+        progress: Progress,
+    ) -> None:
+        self._setting = setting._replace(last_success=lambda: self._last_success)
+        self._transport = transport
+        self._auth = auth
+        self._headers = {"Content-Type": setting.adapter.content_type, **headers}
+        self._deadline = limits.timeout * 1.05 + 2  # the gateway's own 504 says more than our cut
+        self._stopping = stopping
+        self._progress = progress
+        self._last_success = float("-inf")
+        self._changed = threading.Condition()
+        self._window = Window(limits.in_flight, clock=setting.clock)
+        self._budget = Budget(BUDGET_BYTES)
+        self._costs: dict[int, int] = {}
+        self._most = _AHEAD * self._window.limit
+        self._pool = ThreadPoolExecutor(self._most, thread_name_prefix="converse")
+
+    def reserve(self, chunk: Chunk, head: Future[list[Outcome]] | None) -> bool:
+        """Reserve a chunk's bytes and its turn; False when `head` is done first, which may hold what is missing."""
+        with self._changed:
+            cost = self._budget.cost(len(chunk.body), len(chunk))
+            while len(self._costs) >= self._most or not self._budget.admit(cost):
+                if head is not None and head.done():
+                    return False
+                self._changed.wait()
+            self._costs[id(chunk)] = cost
+            return True
+
+    def submit(self, chunk: Chunk) -> Future[list[Outcome]]:
+        """Start the conversation about a chunk that has its reservation.
+
+        The future raises Stopped when the run ends first, Refused when the service refuses the job, StorageFailed when
+        it stays out.
+        """
+        future = self._pool.submit(self._converse, chunk)
+        future.add_done_callback(lambda _: self._notify())
+        return future
+
+    def release(self, chunk: Chunk) -> None:
+        """Give back what was reserved for a chunk."""
+        with self._changed:
+            self._budget.release(self._costs.pop(id(chunk)))
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the threads, when their conversations have ended."""
+        self._pool.shutdown()
+        self._transport.close()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _converse(self, chunk: Chunk) -> list[Outcome]:
+        conversation = converse(chunk, self._setting)
+        answer: Answered | Unanswered | None = None
+        used: Mapping[str, str] = {}
+        while True:
+            try:
+                command = conversation.send(answer)
+            except StopIteration as end:
+                outcomes: list[Outcome] = end.value
+                return outcomes
+            answer = None
+            if isinstance(command, Send):
+                used, answer = self._send(command.chunk)
+            elif isinstance(command, Wait):
+                self._wait(command)
+            else:
+                self._refresh(used)
+
+    def _send(self, chunk: Chunk) -> tuple[Mapping[str, str], Answered | Unanswered]:
+        self._stopping.check()
+        try:
+            credentials = self._auth.headers()
+        except IamUnavailable as error:
+            return {}, Unanswered(Fault(Action.SLOWER, None, None, str(error)), False, 0.0, error.retry_after)  # noqa: FBT003
+        headers = {**self._headers, **trace(chunk.uuid), **credentials}
+        with self._place():
+            reply = self._transport.post(
+                self._setting.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline
+            )
+        if isinstance(reply, NoReply):
+            fault = Fault(_BY_MISHAP[reply.kind], None, None, reply.message)
+            return credentials, Unanswered(fault, reply.received, reply.seconds)
+        if reply.status == 200:  # noqa: PLR2004
+            self._succeeded(len(reply.body), len(chunk))
+        return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Hold one place of the window."""
+        with self._changed:
+            while not self._window.open:
+                self._stopping.check()
+                self._changed.wait(1.0)
+            self._window.in_flight += 1
+        self._progress.add(requests=1, in_flight=1)
+        try:
+            yield
+        finally:
+            self._progress.add(in_flight=-1)
+            with self._changed:
+                self._window.in_flight -= 1
+                self._changed.notify_all()
+
+    def _succeeded(self, reply: int, rows: int) -> None:
+        with self._changed:
+            self._last_success = self._setting.clock()
+            self._budget.seen(reply, rows)
+            self._window.success()
+
+    def _wait(self, command: Wait) -> None:
+        self._progress.add(retries=1)
+        if command.pressure:
+            with self._changed:
+                self._window.pressure()
+        self._stopping.wait(command.seconds)
+
+    def _refresh(self, used: Mapping[str, str]) -> None:
+        try:
+            self._auth.refresh(used)
+        except IamUnavailable as error:
+            self._stopping.wait(error.retry_after or 1.0)  # the next attempt asks again, and is counted
+
+
+def trace(uuid: str) -> dict[str, str]:
+    """Return headers by which a request is found in a gateway's logs: its uuid, and W3C trace context made of it."""
+    digits = uuid.replace("-", "")
+    return {"X-Request-Id": uuid, "traceparent": f"00-{digits}-{digits[16:]}-01"}

@@ -1,0 +1,96 @@
+"""From the job file and the folders it names to a plan: what is new in the input, and how it is cut."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from pipeline.columns import columns_of
+from pipeline.errors import JobError
+from pipeline.globs import WILD, keep_apart, split_pattern
+from pipeline.plan import cut
+from pipeline.read import Footer, footer
+from pipeline.storage import Listed, find
+from schemas.plan import Plan, Source
+
+if TYPE_CHECKING:
+    from pipeline.ledger import Planned
+    from schemas.job import Job
+
+
+def listing(job: Job) -> list[Listed]:
+    """List the input, sorted; `path` is what lies below the folder that all its patterns share.
+
+    Raises JobError where a path is not there, a pattern matches nothing, or the output would be read as input.
+    """
+    found: dict[str, Listed] = {}
+    shared = _shared([split_pattern(pattern)[0] for pattern in job.input.path])
+    for pattern in job.input.path:
+        keep_apart(pattern, job.output.path)
+        matched = find(pattern)
+        if not matched:
+            problem = "matches no file" if WILD.search(pattern) else "does not exist"
+            raise JobError(f"input.path: {pattern} {problem}; mend the path, or put the file there")
+        above = split_pattern(pattern)[0][len(shared) :].strip("/")
+        found.update((one.uri, one._replace(path=f"{above}/{one.path}".lstrip("/"))) for one in matched)
+    return sorted(found.values())
+
+
+def _shared(folders: list[str]) -> str:
+    """Return the folder that all of them are in, or are."""
+    parts = [folder.split("/") for folder in folders]
+    same = [one[0] for one in takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))]
+    return "/".join(same)
+
+
+def draft(job: Job, planned: Planned, run: str) -> Plan | None:
+    """Plan what is new in the input since the plans there are; None where nothing is. Moved sources are followed.
+
+    Raises JobError for a planned file that changed, a file that cannot be read, and columns that are missing or differ.
+    """
+    known = {source.path: source for source in planned.sources.values()}
+    listed = listing(job)
+    for one in listed:
+        if one.path in known and known[one.path].version != one.version:
+            raise JobError(
+                f"input.path: {one.uri} changed since it was planned ({known[one.path].version} then, {one.version} now); "
+                "score it into a new output.path, or use --restart to score everything again"
+            )
+        if one.path in known:  # the input may have moved as a whole: its rows are the same rows
+            source = known[one.path]
+            planned.sources[source.number] = structs.replace(source, uri=one.uri)
+    new = [one for one in listed if one.path not in known]
+    return _plan(job, planned, run, new) if new else None
+
+
+def _plan(job: Job, planned: Planned, run: str, new: list[Listed]) -> Plan:
+    columns = dict(planned.columns)
+    sources: list[Source] = []
+    weight = 0
+    for number, one in enumerate(new, start=len(planned.sources)):
+        found = footer(one.uri)
+        columns = columns or _types(found)
+        used = columns_of(job, found.schema, one.uri).needed
+        _same_types(one, found, columns, used)
+        sources.append(Source(number, one.uri, one.path, one.size, one.version, found.rows))
+        weight += found.data_bytes
+    rows = sum(source.rows for source in sources)
+    splits = cut(sources, workers=job.runner.workers, row_bytes=weight // max(1, rows))
+    return Plan(run, columns, tuple(sources), tuple(splits))
+
+
+def _types(found: Footer) -> dict[str, str]:
+    return {field.name: str(field.type) for field in found.schema}
+
+
+def _same_types(one: Listed, found: Footer, columns: dict[str, str], used: tuple[str, ...]) -> None:
+    """All files have the same types in the columns that are used; `input.columns` makes them so."""
+    types = _types(found)
+    for name in used:
+        if types[name] != columns.get(name, types[name]):
+            raise JobError(
+                f"input.path: column {name!r} is {types[name]} in {one.uri} and {columns[name]} in the files before it; "
+                f"declare it: input.columns: {{{name}: ...}}"
+            )

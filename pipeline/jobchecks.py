@@ -1,0 +1,170 @@
+"""What is wrong with a job file, in words: for each problem its key, what was found and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Final
+
+from pipeline.jobyaml import Keys
+from schemas.job import OUR_COLUMNS, Job, NoAuth, TokenAuth, leaves
+from schemas.values import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pydantic_core import ErrorDetails
+
+    from schemas.fields import Part
+
+Problem = tuple[Keys, str]
+
+_AUTH: Final = ("service", "auth")
+_SECRET: Final = (_AUTH, ("service", "headers"))
+_MEMBERS: Final[dict[str, type[Part]]] = {"none": NoAuth, "token": TokenAuth}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known name was probably meant, and which there are."""
+    names = list(known)
+    close = [] if name in names else difflib.get_close_matches(name, names, n=1)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    return f"{meant}allowed: {', '.join(names)}"
+
+
+def secret_place(keys: Keys) -> bool:
+    """Tell whether a value there may be a secret: kept as a reference, and never shown."""
+    return keys[:2] in _SECRET
+
+
+def in_words(error: ErrorDetails) -> Problem:
+    """Put one of pydantic's findings into the job file's words."""
+    say = _WORDS.get(error["type"])
+    keys = _keys(error["loc"])
+    if error["type"].startswith("union_tag"):
+        keys = (*keys, "type")
+    return keys, say(error, keys) if say else error["msg"]
+
+
+def _keys(location: tuple[int | str, ...]) -> Keys:
+    """Give the path in the file: pydantic names the member of a union too, which is no key."""
+    steps = tuple(str(step) for step in location)
+    return (*_AUTH, *steps[3:]) if steps[:2] == _AUTH else steps
+
+
+def _known(keys: Keys) -> list[str]:
+    """List the keys that a mapping may have."""
+    prefix = "".join(f"{key}." for key in keys)
+    below = (path.removeprefix(prefix) for path, _ in leaves() if path.startswith(prefix))
+    return list(dict.fromkeys(path.split(".")[0] for path in below))
+
+
+def _unknown_key(error: ErrorDetails, keys: Keys) -> str:
+    member = _MEMBERS.get(str(error["loc"][2])) if keys[:2] == _AUTH else None
+    known = list(member.model_fields) if member else _known(keys[:-1])
+    return f"unknown key; {nearest(keys[-1], known)}"
+
+
+def _missing(_: ErrorDetails, keys: Keys) -> str:
+    described = dict(leaves()).get(".".join(keys))
+    if described is None:
+        return f"missing; allowed: a mapping with {', '.join(_known(keys))}"
+    return f"missing; required: {(described.description or '').rstrip('.')}"
+
+
+def _not_a_mapping(error: ErrorDetails, keys: Keys) -> str:
+    found = "" if secret_place(keys) else f"{shown(error['input'])} "
+    known = _known(keys)
+    return f"{found}is not a mapping; allowed: {'keys ' + ', '.join(known) if known else 'key: value'}"
+
+
+def _not_listed(error: ErrorDetails, _: Keys) -> str:
+    expected = re.findall(r"[\w-]+", error.get("ctx", {}).get("expected", ""))
+    return _choice(error["input"], [word for word in expected if word != "or"])
+
+
+def _choice(found: object, allowed: list[str]) -> str:
+    return f"{shown(found)} is not allowed; {nearest(str(found), allowed)}"
+
+
+def _unknown_type(error: ErrorDetails, _: Keys) -> str:
+    return _choice(str(error.get("ctx", {})["tag"]), list(_MEMBERS))
+
+
+_WORDS: Final[dict[str, Callable[[ErrorDetails, Keys], str]]] = {
+    "extra_forbidden": _unknown_key,
+    "missing": _missing,
+    "model_type": _not_a_mapping,
+    "model_attributes_type": _not_a_mapping,
+    "dict_type": _not_a_mapping,
+    "literal_error": _not_listed,
+    "string_type": lambda error, _: f"{shown(error['input'])} is not text",
+    "union_tag_invalid": _unknown_type,
+    "union_tag_not_found": lambda *_: f"missing; allowed: {', '.join(_MEMBERS)}",
+    "value_error": lambda error, _: str(error.get("ctx", {})["error"]),
+}
+
+
+def contradictions(job: Job) -> Iterator[Problem]:
+    """Find what is wrong between keys that are each right by themselves."""
+    for check in _CHECKS:
+        yield from check(job)
+
+
+def _token(job: Job) -> Iterator[Problem]:
+    auth = job.service.auth
+    if not isinstance(auth, TokenAuth) or auth.token is not None:
+        return
+    needed = ("auth_url", "user", "domain", "password")
+    for name in needed:
+        if getattr(auth, name) is None:
+            yield (*_AUTH, name), "missing; required to ask for a token"
+    if auth.project is None and auth.project_id is None:
+        mend = "give one of them, or export OS_PROJECT_NAME or OS_PROJECT_ID"
+        yield _AUTH, f"project or project_id is required, since ModelArts takes project-scoped tokens only; {mend}"
+
+
+def _kept(job: Job) -> Iterator[Problem]:
+    for name in job.input.keep:
+        if name in OUR_COLUMNS:
+            rule = "a kept column may not be named like one of ours"
+            yield ("input", "keep"), f"{shown(name)} is a column of the results; {rule}: {', '.join(OUR_COLUMNS)}"
+
+
+def _renamed(job: Job) -> Iterator[Problem]:
+    send, rename = job.input.send, job.input.rename
+    if send is not None:
+        strange = [name for name in rename if name not in send]
+        yield from (
+            (("input", "rename", name), f"not a column that is sent; {nearest(name, send)}") for name in strange
+        )
+    owner: dict[str, str] = {}
+    for name in send if send is not None else rename:
+        wire = rename.get(name, name)
+        if owner.setdefault(wire, name) != name:
+            clash = f"{owner[wire]!r} and {name!r} would both be sent as {wire!r}"
+            yield ("input", "rename"), f"columns {clash}; rename one of them"
+
+
+def _rate(job: Job) -> Iterator[Problem]:
+    runner = job.runner
+    if job.service.limits.rate is not None and runner.name != "local" and "workers" not in runner.model_fields_set:
+        yield (
+            ("runner", "workers"),
+            f"missing; required with service.limits.rate on runner {runner.name!r}: each worker has rate / workers",
+        )
+
+
+def _tls(job: Job) -> Iterator[Problem]:
+    if job.service.tls.key is not None and job.service.tls.cert is None:
+        yield ("service", "tls", "cert"), "missing; required with service.tls.key"
+
+
+def _paths(job: Job) -> Iterator[Problem]:
+    places: dict[Keys, tuple[str, ...]] = {("input", "path"): job.input.path, ("output", "path"): (job.output.path,)}
+    for keys, paths in places.items():
+        if any(re.match(r"[^/]+://[^/@]*:[^/]*@", path) for path in paths):
+            yield keys, "a path may not carry a password; use the storage's own credentials of this machine"
+
+
+_CHECKS: Final[tuple[Callable[[Job], Iterator[Problem]], ...]] = (_token, _kept, _renamed, _rate, _tls, _paths)

@@ -1,0 +1,91 @@
+"""What a job amounts to: its form without secrets, the fingerprint of its answers, and the secrets missing here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic_core import to_jsonable_python
+
+from schemas.job import Job, leaves, marks
+from schemas.secret import Secret, Unresolved
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_ABSENT: Final = object()
+
+
+def resolved(job: Job) -> dict[str, Any]:
+    """Write the job as JSON values, every key present: references as their text, literal headers as `***`."""
+    return job.model_dump(mode="json")
+
+
+def fingerprint(job: Job) -> str:
+    """Hash what decides the answers: 64 hex digits.
+
+    Keys at their default are left out, so that a key added by a later version changes no old job's fingerprint.
+    """
+    told = {path: value for path, value in _answers(resolved(job)).items() if value != _defaults()[path]}
+    return hashlib.sha256(_canonical(told).encode()).hexdigest()
+
+
+def changed_answers(old: dict[str, Any], job: Job) -> list[str]:
+    """List the keys whose change may change answers since `old` (a `resolved` job), with both values."""
+    before, after = _answers(old), _answers(resolved(job))
+    return [
+        f"{path}: was {_canonical(before[path])}, is {_canonical(after[path])}"
+        for path in after
+        if _canonical(before[path]) != _canonical(after[path])
+    ]
+
+
+def missing_secrets(job: Job, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """List, a line each, the references of the job that lead nowhere on this machine; what is found is not kept."""
+    lines = []
+    for secret in _secrets(job):
+        try:
+            secret.resolve(environ)
+        except Unresolved as missing:
+            lines.append(str(missing))
+    return lines
+
+
+def _secrets(job: Job) -> Iterator[Secret]:
+    held = {"auth": dict(job.service.auth), "headers": job.service.headers}
+    for part, values in held.items():
+        for name, value in values.items():
+            if isinstance(value, Secret):
+                yield replace(value, key=f"service.{part}.{name}")
+
+
+def _answers(document: dict[str, Any]) -> dict[str, Any]:
+    """Pick what decides the answers; a key that the document does not know has its default."""
+    defaults = _defaults()
+    found = {path: _at(document, path) for path, mark in marks().items() if mark == "answers"}
+    return {path: defaults[path] if value is _ABSENT else value for path, value in found.items()}
+
+
+def _defaults() -> dict[str, Any]:
+    return {
+        path: None if field.is_required() else to_jsonable_python(field.get_default(call_default_factory=True))
+        for path, field in leaves()
+        if path in _answer_paths()
+    }
+
+
+def _answer_paths() -> set[str]:
+    return {path for path, mark in marks().items() if mark == "answers"}
+
+
+def _at(document: Any, path: str) -> Any:  # noqa: ANN401 any JSON value
+    for key in path.split("."):
+        document = document.get(key, _ABSENT) if isinstance(document, dict) else _ABSENT
+    return document
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,68 @@
+"""When to try again, and when to give up: tenacity's strategies, fed with our clock and our randomness."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from tenacity import RetryCallState, stop_after_attempt, stop_any, stop_before_delay, wait_exponential
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from random import Random
+
+    from schemas.job import Retry
+
+_BACKOFF: Final = wait_exponential(multiplier=0.5, max=30)
+MAX_RETRY_AFTER: Final = 300.0
+"""A gateway that asks for more (or for a date in another year) is asked again after five minutes."""
+
+
+class Patience:
+    """The retry budget of one request: attempts and seconds, whichever ends first.
+
+    `attempts` counts those that failed. Delays grow exponentially from half a second to 30 s with equal jitter, and are
+    never shorter than the service's `Retry-After`.
+    """
+
+    def __init__(self, retry: Retry, *, clock: Callable[[], float], rng: Random) -> None:
+        self._clock = clock
+        self._rng = rng
+        self._stop = stop_any(stop_after_attempt(retry.attempts), stop_before_delay(retry.seconds))
+        self._state = RetryCallState(retry_object=cast("Any", None), fn=None, args=(), kwargs={})
+        self._state.start_time = clock()
+        self._state.attempt_number = 0
+
+    @property
+    def started(self) -> float:
+        """When the first attempt began, by our clock."""
+        return self._state.start_time
+
+    @property
+    def attempts(self) -> int:
+        """Attempts that failed."""
+        return self._state.attempt_number
+
+    def failed(self, retry_after: float | None) -> tuple[float, bool]:
+        """Record a failed attempt; return (seconds to wait before the next one, whether the budget is spent)."""
+        self._state.attempt_number += 1
+        self._state.outcome_timestamp = self._clock()
+        base = _BACKOFF(self._state)
+        self._state.upcoming_sleep = max(base / 2 + self._rng.uniform(0, base / 2), retry_after or 0.0)
+        return self._state.upcoming_sleep, self._stop(self._state)
+
+
+def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Return the seconds that a `Retry-After` header asks for (seconds or a date), at most MAX_RETRY_AFTER."""
+    value = headers.get("Retry-After", "").strip()
+    if not value:
+        return None
+    if value.isdecimal():
+        return float(min(int(value[:9]), MAX_RETRY_AFTER))
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    aware = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return min(max((aware - now).total_seconds(), 0.0), MAX_RETRY_AFTER)

@@ -1,0 +1,1 @@
+"""The sandbox: a local service that behaves, and misbehaves, like the platforms (`bulkscore serve`)."""

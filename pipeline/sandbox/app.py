@@ -1,0 +1,101 @@
+"""The sandbox's paths. Everything is plain ASGI: see `wire` for the reason."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Route, Router
+
+from pipeline.sandbox.iam import Denied, authenticate, document
+from pipeline.sandbox.infer import Service, World
+from pipeline.sandbox.iris import Iris
+from pipeline.sandbox.replies import Refusal, not_allowed, reply
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from pipeline.sandbox.options import Options
+
+
+class Endpoint:
+    """A path that takes one method and answers with what a function makes of the request."""
+
+    def __init__(self, method: str, answer: Callable[[Request], Awaitable[Response]]) -> None:
+        self._method = method
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["method"] != self._method:
+            await not_allowed(self._method)(scope, receive, send)
+            return
+        with suppress(ClientDisconnect):
+            response = await self._answer(Request(scope, receive))
+            await response(scope, receive, send)
+
+
+def build(options: Options) -> ASGIApp:
+    """Return the application.
+
+    Raises:
+        JobError: the fault schedule cannot be read.
+
+    """
+    world = World(options)
+    iris = Service(world, Iris(wrapped=True))
+    routes = [
+        Route("/v1/infers/iris", iris),
+        Route("/v1/infers/iris/predictions/iris", iris),
+        Route("/v1/infers/iris-xgb", Service(world, Iris(wrapped=False))),
+        Route("/v3/auth/tokens", Endpoint("POST", _token_endpoint(world))),
+        Route("/stats", Endpoint("GET", _stats_endpoint(world))),
+        Route("/healthz", Endpoint("GET", _healthz)),
+    ]
+    router = Router(routes, redirect_slashes=False, default=_unknown)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        # Cancelled means that the server stops; the connection is gone already, and nobody waits for a word.
+        with suppress(asyncio.CancelledError):
+            await router(scope, receive, send)
+
+    return app
+
+
+def _token_endpoint(world: World) -> Callable[[Request], Awaitable[Response]]:
+    async def issue(request: Request) -> Response:
+        try:
+            project = authenticate(await request.body())
+        except Denied as denied:
+            return reply(denied.body, denied.status)
+        catalog = not request.query_params.get("nocatalog")
+        content = document(datetime.now(UTC), world.tokens.seconds, project=project, catalog=catalog)
+        response = reply(content, 201)
+        response.headers["X-Subject-Token"] = world.tokens.issue(project=project)
+        return response
+
+    return issue
+
+
+def _stats_endpoint(world: World) -> Callable[[Request], Awaitable[Response]]:
+    async def stats(request: Request) -> Response:
+        content: dict[str, Any] = {"tokens_issued": world.tokens.issued, **world.stats.snapshot()}
+        if request.query_params.get("requests") and world.options.record:
+            content["last_requests"] = list(world.recorded)  # bodies in base64
+        return reply(content)
+
+    return stats
+
+
+async def _healthz(_request: Request) -> Response:
+    return reply({"status": "ok"})
+
+
+async def _unknown(scope: Scope, receive: Receive, send: Send) -> None:
+    await Refusal("404 APIG.0101").response()(scope, receive, send)

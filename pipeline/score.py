@@ -1,0 +1,194 @@
+"""One split from its rows to its receipts: read -> encode, pack -> converse -> write. Knows nothing of Beam."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from pipeline.auth import open_auth
+from pipeline.caller import Caller
+from pipeline.converse import Adapter, Outcome, Scored, Setting
+from pipeline.errors import BulkscoreError, JobError
+from pipeline.ids import row_namer
+from pipeline.ledger import read_receipts, read_stop, write_stop
+from pipeline.modelarts import ModelArts
+from pipeline.pack import MAX_ROWS, Block, Chunk, Limits, pack
+from pipeline.plan import Range, counting, subtract
+from pipeline.progress import Progress
+from pipeline.columns import columns_of, encoder_of
+from pipeline.read import footer, read, types_of
+from pipeline.stopping import Stopped, Stopping
+from pipeline.storage import Store
+from pipeline.transport import Transport
+from pipeline.write import RangeWriter
+from schemas.receipt import Receipt
+from schemas.secret import Unresolved
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.columns import Columns
+    from schemas.job import Job
+    from schemas.plan import Work
+
+
+class Scorer:
+    """What a worker process needs to score splits: one service, one window, one output. Thread-safe."""
+
+    def __init__(self, job: Job, run: str, *, stopping: Stopping, progress: Progress) -> None:
+        self.job = job
+        self.run = run
+        self.stopping = stopping
+        self.progress = progress
+        self.store = Store(job.output.path)
+        self._types = types_of(job.input.columns)
+        self._adapter: Adapter = ModelArts(job.service.options)
+        self._caller = _caller(job, self._adapter, stopping, progress)
+        self._lock = threading.Lock()
+
+    def score(self, work: Work) -> list[Receipt]:
+        """Score what no receipt covers of a range of rows; return the new receipts.
+
+        Raises nothing that the service, a row or the storage did: what concerns the whole job goes into `stopping`
+        and `stop.json`.
+        """
+        receipts: list[Receipt] = []
+        try:
+            self._look()
+            done = counting(read_receipts(self.store, work.source.number), {work.source.number: work.source.version})
+            for hole in subtract(Range(work.start, work.stop), (Range(one.start, one.stop) for one in done)):
+                receipts += self._score_range(work, hole)
+        except BulkscoreError as error:
+            self._stop(error)
+        return receipts
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._caller.close()
+
+    def _look(self) -> None:
+        """See whether another worker met a refusal."""
+        reason = read_stop(self.store, self.run)
+        if reason:
+            self.stopping.stop(reason)
+
+    def _stop(self, error: BulkscoreError) -> None:
+        with self._lock:
+            first = not self.stopping.reason
+            self.stopping.stop(error)
+            if first:
+                write_stop(self.store, self.run, error)
+
+    def _score_range(self, work: Work, hole: Range) -> list[Receipt]:
+        columns = columns_of(self.job, footer(work.source.uri).schema, work.source.uri)
+        writer = RangeWriter(
+            self.store, work, hole, columns.kept, run=self.run, clock=time.monotonic, now=lambda: datetime.now(UTC)
+        )
+        course = _Course(self, writer)
+        try:
+            for chunk in pack(self._blocks(work, hole, columns), self._limits(), self._adapter.frame):
+                if self.stopping:
+                    break
+                course.start(chunk)
+            course.finish()
+        finally:
+            writer.abandon()
+        return course.receipts
+
+    def _limits(self) -> Limits:
+        limits = self.job.service.limits
+        return Limits(limits.body, limits.rows or MAX_ROWS)
+
+    def _blocks(self, work: Work, hole: Range, columns: Columns) -> Iterator[Block]:
+        encoder = encoder_of(self.job, columns)
+        names = row_namer(self.job.name, work.source.path)
+        for first, batch, unreadable in read(
+            work.source, hole.start, hole.stop, columns=columns.needed, types=self._types
+        ):
+            encoded = encoder.encode(batch)
+            encoded = encoded._replace(refused={**encoded.refused, **unreadable})
+            yield Block(first, encoded, names(first, first + batch.num_rows), batch.select(columns.keep))
+
+
+class _Course:
+    """The requests of one range under way, oldest first, and what is written of them."""
+
+    def __init__(self, scorer: Scorer, writer: RangeWriter) -> None:
+        self._scorer = scorer
+        self._writer = writer
+        self._pending: deque[tuple[Chunk, Future[list[Outcome]]]] = deque()
+        self.receipts: list[Receipt] = []
+
+    def start(self, chunk: Chunk) -> None:
+        """Start a chunk's conversation as soon as there is a place for it; meanwhile write what is done."""
+        caller = self._scorer._caller  # noqa: SLF001 - a part of the scorer
+        while not caller.reserve(chunk, self._pending[0][1] if self._pending else None):
+            self._settle()
+        self._pending.append((chunk, caller.submit(chunk)))
+        while self._pending and self._pending[0][1].done():
+            self._settle()
+
+    def finish(self) -> None:
+        """Wait for all that is under way, write it, and close the range."""
+        while self._pending:
+            self._settle()
+        self._note(self._writer.close())
+
+    def _settle(self) -> None:
+        """Write the oldest chunk's outcomes. Where it has none because the run ends, its rows stay undone."""
+        chunk, future = self._pending.popleft()
+        try:
+            outcomes = future.result()
+        except (Stopped, BulkscoreError) as error:
+            if isinstance(error, BulkscoreError):
+                self._scorer._stop(error)  # noqa: SLF001
+            self._note(self._writer.skip(chunk.stop))
+        else:
+            self._note(self._writer.add(chunk, outcomes))
+            rows = sum(len(one.chunk) for one in outcomes if isinstance(one, Scored))
+            dead = len(chunk) - rows + len(chunk.refused)
+            self._scorer.progress.add(rows=rows + dead, dead=dead)
+        finally:
+            self._scorer._caller.release(chunk)  # noqa: SLF001
+
+    def _note(self, receipt: Receipt | None) -> None:
+        if receipt:
+            self.receipts.append(receipt)
+            self._scorer.progress.add(receipts=1)
+
+
+def _caller(job: Job, adapter: Adapter, stopping: Stopping, progress: Progress) -> Caller:
+    service = job.service
+    setting = Setting(
+        adapter=adapter,
+        retry=job.retry,
+        url=service.url[0],
+        clock=time.monotonic,
+        now=lambda: datetime.now(UTC),
+        rng=random.Random(),  # noqa: S311 - jitter
+        last_success=lambda: float("-inf"),
+    )
+    try:
+        headers = {name: value.resolve() for name, value in service.headers.items()}
+        auth = open_auth(service.auth)
+    except Unresolved as error:
+        raise JobError(str(error)) from None
+    transport = Transport(
+        verify=service.tls.ca or service.tls.verify,
+        cert=(service.tls.cert, service.tls.key) if service.tls.cert and service.tls.key else service.tls.cert,
+        connections=service.limits.in_flight,
+    )
+    return Caller(
+        setting,
+        transport=transport,
+        auth=auth,
+        headers=headers,
+        limits=service.limits,
+        stopping=stopping,
+        progress=progress,
+    )

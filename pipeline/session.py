@@ -1,0 +1,54 @@
+"""What all workers of one run share within a process: how to stop, what is done, and one scorer for all of them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from pipeline.progress import Progress
+from pipeline.score import Scorer
+from pipeline.stopping import Stopping
+
+if TYPE_CHECKING:
+    from schemas.job import Job
+
+
+@dataclass
+class Session:
+    """One run in this process. The window must be one for each service and process, so the scorer is one too."""
+
+    stopping: Stopping = field(default_factory=Stopping)
+    progress: Progress = field(default_factory=Progress)
+    scorer: Scorer | None = None
+    users: int = 0
+
+
+_LOCK: Final = threading.Lock()
+_SESSIONS: Final[dict[str, Session]] = {}
+
+
+def session(run: str) -> Session:
+    """Return the session of a run, new where there is none."""
+    with _LOCK:
+        return _SESSIONS.setdefault(run, Session())
+
+
+def acquire(job: Job, run: str) -> Scorer:
+    """Return the run's scorer in this process; each `acquire` needs its `release`."""
+    shared = session(run)
+    with _LOCK:
+        if shared.scorer is None:
+            shared.scorer = Scorer(job, run, stopping=shared.stopping, progress=shared.progress)
+        shared.users += 1
+        return shared.scorer
+
+
+def release(run: str) -> None:
+    """Let the scorer go; the last one closes it."""
+    shared = session(run)
+    with _LOCK:
+        shared.users -= 1
+        scorer, shared.scorer = (shared.scorer, None) if shared.users == 0 else (None, shared.scorer)
+    if scorer:
+        scorer.close()

@@ -1,0 +1,150 @@
+"""What an answer that is not a success means: (status, code, text) -> what to do.
+
+The tables are data; `judge` only looks them up, most specific first. ModelArts reuses codes (`APIG.0201` comes with
+seven statuses, `ModelArts.4503` with four texts), so a code alone never decides. Sources: the error tables of API
+Gateway and ModelArts.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Action(Enum):
+    """What the conversation does next."""
+
+    RETRY = "retry"  # passing trouble: again, later
+    SLOWER = "slower"  # pressure: again, later, and fewer at once
+    TIMEOUT = "timeout"  # too slow: again, and halves when it repeats
+    MISFIT = "misfit"  # a success that does not fit the request: again, and halves when it repeats
+    TOO_LARGE = "too_large"  # halves at once
+    REJECT = "reject"  # refused for its content: halves at once, until the refused rows are alone
+    REFRESH = "refresh"  # the credentials have died: once more with new ones
+    STOP = "stop"  # concerns every request: the job ends
+
+
+class Fault(NamedTuple):
+    """An answer that is not a success, in the service's own words."""
+
+    action: Action
+    status: int | None
+    code: str | None
+    message: str
+
+
+_BY_STATUS: Final[dict[int, Action]] = {
+    400: Action.REJECT,
+    401: Action.REFRESH,
+    403: Action.STOP,
+    404: Action.STOP,
+    405: Action.STOP,
+    408: Action.RETRY,
+    410: Action.STOP,
+    411: Action.STOP,
+    413: Action.TOO_LARGE,
+    414: Action.STOP,
+    415: Action.STOP,
+    422: Action.REJECT,
+    425: Action.RETRY,
+    429: Action.SLOWER,
+    431: Action.STOP,
+    494: Action.STOP,
+    500: Action.RETRY,
+    501: Action.STOP,
+    502: Action.RETRY,
+    503: Action.SLOWER,
+    504: Action.TIMEOUT,
+}
+
+_BY_CLASS: Final[dict[int, Action]] = {
+    1: Action.STOP,
+    2: Action.RETRY,
+    3: Action.STOP,  # a redirect: the job file names another URL than the service has
+    4: Action.REJECT,
+    5: Action.RETRY,
+}
+
+_BY_CODE: Final[dict[tuple[int, str], Action]] = {
+    (400, "APIG.0106"): Action.STOP,
+    (400, "APIG.0204"): Action.STOP,
+    (400, "APIG.0205"): Action.STOP,
+    (400, "APIG.0607"): Action.STOP,
+    (400, "APIG.1009"): Action.STOP,
+    (400, "ModelArts.0204"): Action.STOP,
+    (400, "ModelArts.4106"): Action.STOP,
+    (400, "ModelArts.4200"): Action.STOP,
+    (400, "ModelArts.4201"): Action.STOP,
+    (400, "ModelArts.4203"): Action.STOP,
+    (400, "ModelArts.4902"): Action.STOP,
+    (400, "ModelArts.4903"): Action.STOP,
+    (400, "ModelArts.4904"): Action.STOP,
+    (400, "ModelArts.4905"): Action.STOP,
+    (401, "APIG.0303"): Action.STOP,
+    (401, "APIG.0311"): Action.STOP,
+    (401, "APIG.0312"): Action.STOP,
+    (401, "APIG.0313"): Action.STOP,
+    (401, "ModelArts.0205"): Action.STOP,
+    (401, "ModelArts.0206"): Action.STOP,
+    (401, "ModelArts.0207"): Action.STOP,
+    (401, "ModelArts.0208"): Action.STOP,
+    (401, "ModelArts.0209"): Action.STOP,
+    (401, "ModelArts.0210"): Action.STOP,
+    (401, "ModelArts.0212"): Action.STOP,
+    (401, "ModelArts.4203"): Action.STOP,
+    (500, "APIG.0103"): Action.STOP,
+    (500, "APIG.0104"): Action.STOP,
+    (500, "APIG.0105"): Action.STOP,
+    (500, "ModelArts.4204"): Action.STOP,
+    (500, "ModelArts.4302"): Action.SLOWER,
+    (500, "ModelArts.4505"): Action.TIMEOUT,
+}
+
+_BY_TEXT: Final[tuple[tuple[str, re.Pattern[str], Action], ...]] = (
+    ("ModelArts.4503", re.compile("SSL error", re.IGNORECASE), Action.STOP),
+    ("ModelArts.4503", re.compile("respond timeout", re.IGNORECASE), Action.SLOWER),
+    ("ModelArts.4503", re.compile("timed out", re.IGNORECASE), Action.TIMEOUT),
+    ("ModelArts.4503", re.compile("not found or failed to respond", re.IGNORECASE), Action.RETRY),
+    ("MR.0105", re.compile(""), Action.REJECT),
+)
+
+
+def judge(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
+    """Say what an answer with this status, which is no success, means."""
+    code, message = words(body)
+    code_or_none = code or None
+    text = message or f"HTTP {status} from {headers.get('Server', 'an unnamed server')}"
+    for known, pattern, action in _BY_TEXT:
+        if code == known and pattern.search(message):
+            return Fault(action, status, code_or_none, text)
+    same_code = code.replace("APIGW.", "APIG.")
+    action = _BY_CODE.get((status, same_code)) or _BY_STATUS.get(status) or _BY_CLASS.get(status // 100, Action.RETRY)
+    return Fault(action, status, code_or_none, text)
+
+
+def words(body: bytes) -> tuple[str, str]:
+    """Return (code, message) of an error body in any of the platform's shapes; empty where it has none."""
+    try:
+        answer = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return "", " ".join(re.sub(rb"<[^>]*>", b" ", body[:2000]).decode("utf-8", "replace").split())[:200]
+    for level in (answer, *(answer.values() if isinstance(answer, dict) else ())):
+        if isinstance(level, dict):
+            code, message = _first(level, _CODES), _first(level, _MESSAGES)
+            if code or message:
+                return code, message[:500]
+    return "", ""
+
+
+_CODES: Final = ("error_code", "errorCode", "erno", "code")
+_MESSAGES: Final = ("error_msg", "errorMsg", "msg", "message", "detail", "error")
+
+
+def _first(level: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    return next((str(level[name]) for name in names if isinstance(level.get(name), str | int)), "")

@@ -1,0 +1,217 @@
+"""Folders and objects, local or on an object store, through pyarrow.fs.
+
+An object is visible only when it is whole: local ones are written beside their place and renamed, remote ones are
+spooled to a local file and sent in one piece under their final name. Every failure is a StorageFailed that names the
+object; nothing is swallowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
+
+import pyarrow as pa
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+
+from pipeline.errors import StorageFailed
+from pipeline.globs import WILD, matches, split_pattern
+from schemas.receipt import StoredObject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PART: Final = ".part-"
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: `D:/x` is a path
+
+
+class Listed(NamedTuple):
+    """A file as a listing shows it: absolute URI, the part below the pattern's fixed prefix, bytes, and version."""
+
+    uri: str
+    path: str
+    size: int
+    version: str
+
+
+class Store:
+    """A folder by path or URL. Names are relative to it, with forward slashes."""
+
+    def __init__(self, location: str) -> None:
+        with storing("open", location):
+            self._fs, self._root = _open(location)
+        self.uri = _uri(self._fs, self._root, location)
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the objects directly in a folder, sorted; a folder that is not there has none."""
+        with storing("list", f"{self.uri}/{folder}"):
+            found = self._fs.get_file_info(FileSelector(self._path(folder), allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == FileType.File)
+
+    def is_empty(self) -> bool:
+        """Whether nothing is in the folder but names that start with a dot, or there is no folder."""
+        with storing("list", self.uri):
+            found = self._fs.get_file_info(FileSelector(self._root, allow_not_found=True))
+        return all(info.base_name.startswith(".") for info in found)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such an object."""
+        with storing("look up", f"{self.uri}/{name}"):
+            return bool(self._fs.get_file_info(self._path(name)).type == FileType.File)
+
+    def read(self, name: str) -> bytes:
+        """Return a small object whole."""
+        with storing("read", f"{self.uri}/{name}"), self._fs.open_input_stream(self._path(name)) as stream:
+            return stream.read()
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Open an object for reading; the caller closes it."""
+        with storing("read", f"{self.uri}/{name}"):
+            return self._fs.open_input_file(self._path(name))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small object in one piece, over one that is there."""
+        with self.create(str(Path(name).parent)) as draft:
+            draft.write(content)
+            draft.keep(name)
+
+    def delete(self, name: str) -> None:
+        """Delete an object; one that is gone already is no error."""
+        with storing("delete", f"{self.uri}/{name}"), suppress(FileNotFoundError):
+            self._fs.delete_file(self._path(name))
+
+    def delete_folder(self, name: str) -> None:
+        """Delete a folder with all that is in it; one that is gone already is no error."""
+        with storing("delete", f"{self.uri}/{name}"), suppress(FileNotFoundError):
+            self._fs.delete_dir(self._path(name))
+
+    def create(self, folder: str) -> Draft:
+        """Open a draft of an object in `folder`; the caller closes it, and unless it was kept nothing is left of it."""
+        with storing("write", f"{self.uri}/{folder}"):
+            self._fs.create_dir(self._path(folder), recursive=True)
+            return Draft(self._fs, self._root, folder)
+
+    @property
+    def local(self) -> Path | None:
+        """The folder on this machine, if it is one."""
+        return Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name not in {"", "."} else self._root
+
+
+class Draft:
+    """An object in the making: a binary file that counts and hashes what is written to it."""
+
+    def __init__(self, fs: FileSystem, root: str, folder: str) -> None:
+        self._fs = fs
+        self._root = root
+        self._local = isinstance(fs, LocalFileSystem)
+        self._hash = hashlib.sha256()
+        self.size = 0
+        place = Path(root, folder, f"{_PART}{uuid.uuid4().hex}") if self._local else None
+        self._part = place
+        self._file: IO[bytes] = place.open("wb") if place else tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Append bytes."""
+        with storing("write", self._root):
+            self._file.write(content)
+        self._hash.update(content)
+        self.size += len(content)
+        return len(content)
+
+    def keep(self, name: str) -> StoredObject:
+        """Make it visible as `name`, whole, and say what was written."""
+        target = f"{self._root}/{name}"
+        with storing("write", target):
+            self._file.flush()
+            if self._part:
+                os.fsync(self._file.fileno())
+                self._part.replace(target)
+                self._part = None
+            else:
+                self._file.seek(0)
+                with self._fs.open_output_stream(target) as stream:
+                    shutil.copyfileobj(self._file, stream, 1 << 20)
+        return StoredObject(name, self.size, self._hash.hexdigest())
+
+    def close(self) -> None:
+        """Give up what was not kept."""
+        self._file.close()
+        if self._part:
+            self._part.unlink(missing_ok=True)
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # What pyarrow asks of a file object that it writes to.
+    closed = False
+
+    def flush(self) -> None:
+        """Nothing waits: `keep` flushes."""
+
+    def writable(self) -> bool:
+        """A draft is there to be written to."""
+        return True
+
+
+@contextmanager
+def storing(action: str, name: str) -> Iterator[None]:
+    """Translate what storage raises into a StorageFailed that says what failed, where."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise StorageFailed(
+            f"cannot {action} {name}: {reason}; when that is mended, the same command resumes"
+        ) from error
+
+
+def find(pattern: str) -> list[Listed]:
+    """List the files that a path or glob names, sorted by URI. `**` crosses folders; hidden files match only by name.
+
+    Raises StorageFailed when the listing fails; nothing found is an empty list.
+    """
+    prefix, rest = split_pattern(pattern)
+    with storing("list", pattern):
+        fs, root = _open(prefix)
+        wanted = [fs.get_file_info(f"{root}/{rest}")] if not WILD.search(rest) else _select(fs, root, rest)
+    found = []
+    for info in wanted:
+        below = info.path[len(root) :].lstrip("/")
+        if info.type == FileType.File and matches(rest, below):
+            version = f"{info.size}-{info.mtime_ns}"
+            found.append(Listed(_uri(fs, info.path, prefix), below, info.size, version))
+    return sorted(found)
+
+
+def _select(fs: FileSystem, root: str, rest: str) -> list[FileInfo]:
+    return fs.get_file_info(FileSelector(root, recursive="/" in rest or "**" in rest, allow_not_found=True))
+
+
+def _open(location: str) -> tuple[FileSystem, str]:
+    if _SCHEME.match(location):
+        fs, path = FileSystem.from_uri(location)
+        return fs, path.rstrip("/")
+    return LocalFileSystem(), str(Path(location).absolute()).rstrip("/")
+
+
+def open_source(uri: str) -> tuple[FileSystem, str]:
+    """Return the file system of a source and the path on it."""
+    return _open(uri)
+
+
+def _uri(fs: FileSystem, path: str, location: str) -> str:
+    if isinstance(fs, LocalFileSystem):
+        return Path(path).absolute().as_uri()
+    return f"{location.partition('://')[0]}://{path}"

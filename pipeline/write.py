@@ -1,0 +1,238 @@
+"""Outcomes -> objects -> receipt, in that order. A range of rows is done when its receipt is there, and only then."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from msgspec import Raw
+
+from pipeline.converse import Dead, Outcome, Scored
+from pipeline.encode import RowEncoder
+from schemas.receipt import Receipt, StoredObject, object_name
+from schemas.tables import DeadLetter, result_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+
+    from pipeline.pack import Chunk
+    from pipeline.plan import Range
+    from pipeline.storage import Draft, Store
+    from schemas.plan import Work
+
+OBJECT_SECONDS: Final = 60.0
+OBJECT_BYTES: Final = 128_000_000
+_GROUP_ROWS: Final = 64_000
+_GROUP_BYTES: Final = 8_000_000
+_SUFFIXES: Final = {"results": "parquet", "errors": "jsonl"}
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+class RangeWriter:
+    """Writes the outcomes of successive rows of one source into one object after another.
+
+    An object is closed, and its receipt written, about every OBJECT_SECONDS or OBJECT_BYTES and at the end; what is
+    not closed when the process dies is scored again. Not thread-safe: one split has one writer.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        work: Work,
+        rows: Range,
+        kept: pa.Schema,
+        *,
+        run: str,
+        clock: Callable[[], float],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._work = work
+        self._schema = result_schema(kept)
+        self._keep = RowEncoder(kept, kept.names, rename={})
+        self._run = run
+        self._clock = clock
+        self._now = now
+        self._from = rows.start
+        self._next = rows.start
+        self._object: _Object | None = None
+
+    def add(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> Receipt | None:
+        """Append a chunk's outcomes; chunks come in row order. Returns a receipt when that closed an object."""
+        if self._object is None:
+            self._object = _Object(self._store, self._schema, self._clock(), self._now().isoformat())
+        for outcome in outcomes:
+            if isinstance(outcome, Scored):
+                self._object.score(scored_batch(outcome, self._work.source.uri, self._schema))
+                self._object.requests += outcome.attempts
+            else:
+                self._object.requests += len(outcome.history)
+        self._object.bury(dead_letters(chunk, outcomes, self._work.source.uri, self._keep))
+        self._next = chunk.stop
+        old = self._clock() - self._object.opened > OBJECT_SECONDS
+        return self.close() if old or self._object.size > OBJECT_BYTES else None
+
+    def close(self) -> Receipt | None:
+        """Close the object that is open, if one is, and write its receipt."""
+        if self._object is None:
+            return None
+        attempt = uuid.uuid4().hex[:12]
+        work, generation = self._work, self._work.generation
+        name = object_name(work.source.number, self._from, self._next, generation, attempt)
+        results, errors = self._object.keep(name)
+        receipt = Receipt(
+            source=work.source.number,
+            start=self._from,
+            stop=self._next,
+            generation=generation,
+            attempt=attempt,
+            version=work.source.version,
+            scored=self._object.scored,
+            dead=self._object.dead,
+            run=self._run,
+            results=results,
+            errors=errors,
+            end=self._next == work.source.rows,
+            requests=self._object.requests,
+            started_at=self._object.started_at,
+            finished_at=self._now().isoformat(),
+            seconds=round(self._clock() - self._object.opened, 3),
+        )
+        self._store.write(f"receipts/{name}.json", _encoder.encode(receipt))
+        self._from, self._object = self._next, None
+        return receipt
+
+    def skip(self, row: int) -> Receipt | None:
+        """Close what is open and go on at `row`: the rows between stay undone."""
+        receipt = self.close()
+        self._from = self._next = row
+        return receipt
+
+    def abandon(self) -> None:
+        """Give up the object that is open; its rows stay undone."""
+        if self._object:
+            self._object.abandon()
+            self._object = None
+
+
+class _Object:
+    """The results and dead letters of one range while they are written."""
+
+    def __init__(self, store: Store, schema: pa.Schema, opened: float, started_at: str) -> None:
+        self._store = store
+        self._schema = schema
+        self.opened = opened
+        self.started_at = started_at
+        self.scored = self.dead = self.requests = 0
+        self._waiting: list[pa.RecordBatch] = []
+        self._drafts: dict[str, Draft] = {}
+        self._writer: pq.ParquetWriter | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return sum(draft.size for draft in self._drafts.values())
+
+    def score(self, batch: pa.RecordBatch) -> None:
+        self._waiting.append(batch)
+        self.scored += batch.num_rows
+        rows, size = (sum(getattr(one, what) for one in self._waiting) for what in ("num_rows", "nbytes"))
+        if rows >= _GROUP_ROWS or size >= _GROUP_BYTES:
+            self._flush()
+
+    def bury(self, letters: Iterator[DeadLetter]) -> None:
+        for letter in letters:
+            self._draft("errors").write(_encoder.encode(letter) + b"\n")
+            self.dead += 1
+
+    def keep(self, name: str) -> tuple[StoredObject | None, StoredObject | None]:
+        self._flush()
+        if self._writer:
+            self._writer.close()
+        kept = {folder: draft.keep(f"{folder}/{name}.{_SUFFIXES[folder]}") for folder, draft in self._drafts.items()}
+        self.abandon()
+        return kept.get("results"), kept.get("errors")
+
+    def abandon(self) -> None:
+        for draft in self._drafts.values():
+            draft.close()
+        self._drafts.clear()
+
+    def _draft(self, folder: str) -> Draft:
+        if folder not in self._drafts:
+            self._drafts[folder] = self._store.create(folder)
+        return self._drafts[folder]
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        if self._writer is None:
+            repeated = [name for name in self._schema.names if name != "row_uuid"]  # no two rows share a row_uuid
+            draft = self._draft("results")
+            self._writer = pq.ParquetWriter(
+                cast("Any", draft), self._schema, compression="zstd", use_dictionary=cast("Any", repeated)
+            )
+        self._writer.write_table(pa.Table.from_batches(self._waiting, self._schema))
+        self._waiting.clear()
+
+
+def scored_batch(scored: Scored, source: str, schema: pa.Schema) -> pa.RecordBatch:
+    """Return the result rows of one request."""
+    chunk, rows = scored.chunk, len(scored.chunk)
+    columns: dict[str, Any] = {
+        "prediction": scored.answers,
+        "source": pa.repeat(source, rows),
+        "source_row": pa.array(chunk.source_rows),
+        "row_uuid": chunk.row_uuids,
+        "request_uuid": pa.repeat(chunk.uuid, rows),
+        "request_row": pa.array(np.arange(rows, dtype=np.int32)),
+        "attempts": pa.repeat(pa.scalar(scored.attempts, pa.int32()), rows),
+        "latency_ms": pa.repeat(round(scored.seconds * 1000, 3), rows),
+        "scored_at": pa.repeat(pa.scalar(scored.at, pa.timestamp("us", tz="UTC")), rows),
+    }
+    kept = dict(zip(chunk.keep.schema.names, chunk.keep.columns, strict=True))
+    return pa.RecordBatch.from_arrays([(kept | columns)[name] for name in schema.names], schema=schema)
+
+
+def dead_letters(chunk: Chunk, outcomes: Sequence[Outcome], source: str, keep: RowEncoder) -> Iterator[DeadLetter]:
+    """Yield the dead letters of a chunk: rows refused before sending, then rows of requests that failed for good."""
+    for refusal in chunk.refused:
+        yield DeadLetter(
+            source=source,
+            source_row=refusal.source_row,
+            row_uuid=refusal.row_uuid,
+            request_uuid=None,
+            kind=refusal.kind,
+            status=None,
+            code=None,
+            message=refusal.message,
+            history=(),
+            row=Raw(refusal.line),
+            keep=_kept(keep, refusal.keep, 0),
+        )
+    for dead in outcomes:
+        if isinstance(dead, Dead):
+            for position, source_row in enumerate(dead.chunk.source_rows.tolist()):
+                yield DeadLetter(
+                    source=source,
+                    source_row=source_row,
+                    row_uuid=dead.chunk.row_uuids[position].as_py(),
+                    request_uuid=dead.chunk.uuid,
+                    kind=dead.kind,
+                    status=dead.fault.status,
+                    code=dead.fault.code,
+                    message=dead.fault.message,
+                    history=dead.history,
+                    row=Raw(dead.chunk.line(position)),
+                    keep=_kept(keep, dead.chunk.keep, position),
+                )
+
+
+def _kept(encoder: RowEncoder, keep: pa.RecordBatch, position: int) -> Raw:
+    return Raw(encoder.encode(keep.slice(position, 1)).lines.rstrip(b"\n"))

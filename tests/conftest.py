@@ -1,0 +1,53 @@
+"""What every test has: a clean environment, a closed network, and the sandbox service on loopback."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from contextlib import ExitStack
+
+import pytest
+
+from pipeline.sandbox.server import Options, running
+
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch, tmp_path_factory):
+    """No proxy, no OpenStack credentials and no token cache of the person who runs the tests."""
+    for name in os.environ:
+        if name.upper() in PROXIES or name.startswith("OS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch):
+    """Refuse every connection that would leave the machine; not an OSError, which code under test would retry."""
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
+
+
+def _guarded(connect):
+    def guarded(self, address):
+        if isinstance(address, tuple) and not _is_loopback(address[0]):
+            raise RuntimeError(f"a test tried to connect to {address[0]}:{address[1]}")
+        return connect(self, address)
+
+    return guarded
+
+
+def _is_loopback(host):
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@pytest.fixture
+def sandbox():
+    """Start services that stop with the test, as in `url = sandbox(latency=0.02, faults={1: 503})`."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(running(Options(port=0, **options)))

@@ -1,0 +1,609 @@
+"""The job file: what it means, what it refuses, and that it keeps its secrets."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import pickle
+import re
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import JobError
+from pipeline.jobfile import changed_answers, fingerprint, json_schema, load, missing_secrets, resolved
+from schemas import values
+from schemas.job import Job, TokenAuth, leaves, marks
+from schemas.secret import Secret, Unresolved, reveal
+from schemas.values import Allowance, InvalidValueError, Rate
+
+ROOT = Path(__file__).parents[1]
+JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+TODAY = dt.date(2026, 11, 21)
+
+BASE = """\
+version: 1
+name: flowers
+input: {path: in.parquet}
+service: {url: "http://host/score"}
+output: {path: out}
+"""
+TOKEN = "{type: token, auth_url: http://iam/v3, user: u, domain: d, project: p, password: '${env:PW}'}"
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """Load a job file of this text, from its own folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def job(text=BASE, *, environ=(), **options):
+        Path("job.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load("job.yaml", environ=dict(environ), today=TODAY, **options)
+
+    return job
+
+
+@pytest.fixture
+def refused(make):
+    """Load what must be refused, and give the lines that say why."""
+
+    def lines(text=BASE, **options):
+        with pytest.raises(JobError) as caught:
+            make(text, **options)
+        return str(caught.value).splitlines()
+
+    return lines
+
+
+SIZE = "allowed: bytes, or a number with KB, MB, GB, KiB, MiB, GiB"
+TIME = "allowed: seconds, or a number with ms, s, m, h"
+WHOLE = "allowed: a whole number, 1 or more"
+SOME_TEXT = "allowed: text that is not empty, without control characters"
+URL = "allowed: http://host/path or https://host/path"
+RATE = "allowed: a number per s, min or h, such as 100/s"
+SHARE = "allowed: a count, or a percentage of all rows such as 1%"
+SECRET = "a secret is named by reference: ${env:NAME} or ${file:path}"
+PROJECT = "give one of them, or export OS_PROJECT_NAME or OS_PROJECT_ID"
+INPUT_KEYS = "path, format, columns, send, rename, keep, nan"
+ONE_LINE = "has more than one line or control characters; allowed: one line of text"
+OURS = "prediction, source, source_row, row_uuid, request_uuid, request_row, attempts, latency_ms, scored_at"
+SERVICE_KEYS = "url, protocol, options, version, auth, headers, tls, limits"
+TOKEN_KEYS = "type, auth_url, user, domain, project, project_id, password, token"
+HEADER = "is not text on one line, in ASCII, without space around it"
+
+# One key, the value given to it, and the line that comes back after `job.yaml: KEY: `.
+WRONG_VALUES = [
+    ("name", '"a\\nb"', rf"'a\nb' is not allowed; {SOME_TEXT}"),
+    ("name", '" "', f"' ' is not allowed; {SOME_TEXT}"),
+    ("name", "2024", "2024 is not text; put it in quotes"),
+    ("transprt", "x", "unknown key; allowed: version, name, params, input, service, output, retry, errors, runner"),
+    ("params", "[a]", "['a'] is not a mapping; allowed: key: value"),
+    ("input", "5", f"5 is not a mapping; allowed: keys {INPUT_KEYS}"),
+    ("input", "", f"missing; allowed: a mapping with {INPUT_KEYS}"),
+    ("input.path", "", "missing; required: One path or a list: local, file://, s3://, ...; with *, ? and **"),
+    ("input.path", "[]", "the list is empty; name at least one, or leave the key out"),
+    ("input.path", "5", "5 is not text; put it in quotes"),
+    ("input.path", "[s3://b/x, s3://b/x]", "'s3://b/x' is in the list twice"),
+    ("input.format", "parket", "'parket' is not allowed; did you mean 'parquet'? allowed: parquet"),
+    ("input.columns", "[a]", "['a'] is not a mapping; allowed: key: value"),
+    ("input.send", "[]", "the list is empty; name at least one, or leave the key out"),
+    ("input.send", "a", "'a' is not a list; allowed: a list of text, such as [a, b]"),
+    ("input.send", "[a, a]", "'a' is in the list twice"),
+    ("input.keep", "[true]", "true is not text; put it in quotes"),
+    (
+        "input.keep",
+        "[source]",
+        f"'source' is a column of the results; a kept column may not be named like one of ours: {OURS}",
+    ),
+    ("input.rename", "{a: x, b: x}", "columns 'a' and 'b' would both be sent as 'x'; rename one of them"),
+    ("input.nan", "drop", "'drop' is not allowed; allowed: null, reject"),
+    ("service.url", "ftp:/x", f"'ftp:/x' is not a URL to call; {URL}"),
+    ("service.url", "http://", f"'http://' is not a URL to call; {URL}"),
+    ("service.url", "http://[/", f"'http://[/' is not a URL to call; {URL}"),
+    ("service.url", "http://h:99999/", f"'http://h:99999/' is not a URL to call; {URL}"),
+    ("service.url", "http://u:hunter2@h/", "a URL may not carry a user or a password; use service.auth"),
+    ("service.url", "http://u:hunter2@[/", "a URL may not carry a user or a password; use service.auth"),
+    ("service.url", "[http://a, http://b]", "2 URLs; allowed: one"),
+    ("service.protocl", "x", f"unknown key; did you mean 'protocol'? allowed: {SERVICE_KEYS}"),
+    ("service.protocol", "modelart", "'modelart' is not allowed; did you mean 'modelarts'? allowed: modelarts"),
+    ("service.options.wrap", "x", "unknown key; did you mean 'wrapper'? allowed: wrapper, meta"),
+    ("service.options.wrapper", "row", "'row' is not allowed; allowed: data, none"),
+    ("service.options.meta", "no", "'no' is not allowed; allowed: true, false"),
+    ("service.version", "1.10", "1.1 is not text; put it in quotes"),
+    ("service.auth", "hunter2", f"is not a mapping; allowed: keys {TOKEN_KEYS}"),
+    ("service.headers", "hunter2", "is not a mapping; allowed: header names with their values"),
+    ("service.headers", "{a b: hunter2}", "'a b' is not a header's name"),
+    ("service.headers", "{a: hunter2, A: y}", "a header is given twice; upper and lower case are the same"),
+    ("service.headers", "{a: 5}", f"the value of 'a' {HEADER}"),
+    ("service.headers", '{a: "hunter2\\r\\nB: c"}', f"the value of 'a' {HEADER}"),
+    ("service.tls.verify", "off", "'off' is not allowed; allowed: true, false"),
+    ("service.limits.body", "12 bananas", f"'12 bananas' is not a size; {SIZE}"),
+    ("service.limits.body", "0", f"0 is not a size; {SIZE}"),
+    ("service.limits.timeout", "1d", f"'1d' is not a duration; {TIME}"),
+    ("service.limits.timeout", "-1", f"-1 is not a duration; {TIME}"),
+    ("service.limits.timeout", "0s", "'0s' is not allowed; allowed: a duration of more than 0"),
+    ("service.limits.rows", "0", "0 is not allowed; allowed: a whole number from 1 to 10000"),
+    ("service.limits.rows", "10001", "10001 is not allowed; allowed: a whole number from 1 to 10000"),
+    ("service.limits.in_flight", "1.5", f"1.5 is not allowed; {WHOLE}"),
+    ("service.limits.rate", "100", f"100 is not a rate; {RATE}"),
+    ("service.limits.rate", "0/s", f"'0/s' is not a rate; {RATE}"),
+    ("output.format", "csv", "'csv' is not allowed; allowed: parquet"),
+    ("retry.attempts", "true", f"true is not allowed; {WHOLE}"),
+    ("retry.outage", "long", f"'long' is not a duration; {TIME}"),
+    ("errors.allow", "101%", f"'101%' is not allowed; {SHARE}"),
+    ("errors.allow", "-1", f"-1 is not allowed; {SHARE}"),
+    ("runner.workers", "0", f"0 is not allowed; {WHOLE}"),
+    ("runner.options", "x", "'x' is not a mapping; allowed: key: value"),
+]
+
+# The same, where the blame falls on another key than the one that was set.
+WRONG_ELSEWHERE = [
+    ({"params": "{a: [1]}"}, "params.a: [1] is not text"),
+    ({"service.auth": "{}"}, "service.auth.type: missing; allowed: none, token"),
+    (
+        {"service.auth": "{type: tokn}"},
+        "service.auth.type: 'tokn' is not allowed; did you mean 'token'? allowed: none, token",
+    ),
+    ({"service.auth": "{type: none, user: hunter2}"}, "service.auth.user: unknown key; allowed: type"),
+    (
+        {"service.auth": TOKEN, "service.auth.usr": "hunter2"},
+        f"service.auth.usr: unknown key; did you mean 'user'? allowed: {TOKEN_KEYS}",
+    ),
+    ({"service.auth": TOKEN, "service.auth.password": "hunter2"}, f"service.auth.password: {SECRET}"),
+    ({"service.auth": TOKEN, "service.auth.password": "hunter2${env:PW}"}, f"service.auth.password: {SECRET}"),
+    ({"service.auth": "{type: token, token: hunter2}"}, f"service.auth.token: {SECRET}"),
+    (
+        {"service.auth": TOKEN, "service.auth.user": "5"},
+        "service.auth.user: is not text on one line; put numbers in quotes",
+    ),
+    (
+        {"service.auth": TOKEN, "service.auth.auth_url": "http://iam/v2.0"},
+        "service.auth.auth_url: 'http://iam/v2.0' is not the URL of IAM v3; allowed: a URL that ends in /v3",
+    ),
+    (
+        {"service.auth": TOKEN, "service.auth.auth_url": "https://u:hunter2@iam/v3"},
+        "service.auth.auth_url: a URL may not carry a user or a password; use service.auth",
+    ),
+    (
+        {"service.auth": TOKEN, "service.auth.project": ""},
+        f"service.auth: project or project_id is required, since ModelArts takes project-scoped tokens only; {PROJECT}",
+    ),
+    (
+        {"input.send": "[sepal, petal]", "input.rename": "{petl: x}"},
+        "input.rename.petl: not a column that is sent; did you mean 'petal'? allowed: sepal, petal",
+    ),
+    (
+        {"input.send": "[a, b]", "input.rename": "{a: b}"},
+        "input.rename: columns 'a' and 'b' would both be sent as 'b'; rename one of them",
+    ),
+    (
+        {"runner.name": "flink", "service.limits.rate": "1/s"},
+        "runner.workers: missing; required with service.limits.rate on runner 'flink': each worker has rate / workers",
+    ),
+    ({"service.tls": "{key: k.pem}"}, "service.tls.cert: missing; required with service.tls.key"),
+    (
+        {"output.path": "s3://a:hunter2@b"},
+        "output.path: a path may not carry a password; use the storage's own credentials of this machine",
+    ),
+    ({"input.path": "${dat}"}, "input.path: ${dat} is not a parameter; allowed: today, yesterday, env:NAME, file:path"),
+    (
+        {"input.path": "${tody}"},
+        "input.path: ${tody} is not a parameter; did you mean 'today'? allowed: today, yesterday, env:NAME, file:path",
+    ),
+    ({"input.path": "a${"}, "input.path: a ${ without its }"),
+    ({"input.path": "${env:DIR}"}, "input.path: ${env:DIR} is not set in the environment; export DIR=..."),
+    ({"input.path": "${file:no}"}, "input.path: ${file:no} cannot be read: No such file or directory"),
+    ({"name.first": "x"}, "name.first: --set finds no mapping at name"),
+    ({"name": "["}, "name: the value of --set is not YAML: did not find expected node content"),
+]
+
+# A whole file, and the line that comes back.
+WRONG_FILES = [
+    ("", "job.yaml: is empty; a job file starts with `version: 1`"),
+    ("# nothing\n", "job.yaml: is empty; a job file starts with `version: 1`"),
+    ("- version: 1\n", "job.yaml: is not a mapping; a job file starts with `version: 1`"),
+    (b"\xff\xfe", "job.yaml: is not UTF-8 text"),
+    ("a: \x00", "job.yaml: is not YAML: a character that may not be in it"),
+    ("a: b: c", "job.yaml:1:5: is not YAML: mapping values are not allowed in this context"),
+    ("a: 1\n\tb: 2", "job.yaml:2:1: is not YAML: found a tab character that violates indentation"),
+    ("a: @hunter2", "job.yaml:1:4: is not YAML: found character that cannot start any token"),
+    (
+        "a: *hunter2",
+        "job.yaml:1:4: is not YAML: an alias (*) without its anchor (&), an anchor given twice, or a second document",
+    ),
+    ("a: !hunter2 b", "job.yaml:1: tags are not known here; put text that starts with ! in quotes"),
+    ("a: &a [*a]", "job.yaml:1: an alias leads back to itself"),
+    ("? [a]\n: 1", "job.yaml:1: a key is not text"),
+    ("a:\n  b: 1\n  b: 2", "job.yaml:3: a.b: the key is given twice"),
+    ("a: " + "[" * 5000 + "]" * 5000, "job.yaml: is nested too deeply"),
+    ("version: 2\nnme: x", "job.yaml:1: version: 2 is not allowed; allowed: 1"),
+    ("version: '1'\n", "job.yaml:1: version: '1' is not allowed; allowed: 1"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), WRONG_VALUES)
+def test_a_wrong_value_is_told_by_key_value_and_what_is_allowed(refused, key, value, said):
+    """One line names the key, what was found, and what may be there; nothing of a secret."""
+    assert refused(sets={key: value}) == [f"job.yaml: {key}: {said}"]
+
+
+@pytest.mark.parametrize(("sets", "said"), WRONG_ELSEWHERE)
+def test_keys_that_contradict_each_other_are_told_in_one_line(refused, sets, said):
+    """The line names the key to mend, which need not be the one that was changed."""
+    lines = [re.sub(r"^job\.yaml(:\d+)?: ", "", line) for line in refused(sets=sets)]
+
+    assert lines == [said]
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG_FILES)
+def test_a_file_that_is_no_job_is_told_in_one_line_with_its_place(refused, text, said):
+    """Line and column are the file's own; what stands there is not repeated, it may be a secret."""
+    assert refused(text) == [said]
+
+
+def test_no_refusal_shows_a_secret(refused):
+    """A password written where it does not belong comes back in no message."""
+    tables = [{key: value} for key, value, _ in WRONG_VALUES] + [sets for sets, _ in WRONG_ELSEWHERE]
+    careless = [sets for sets in tables if "hunter2" in str(sets)]
+
+    assert len(careless) > 10
+    assert "hunter2" not in "".join("".join(refused(sets=sets)) for sets in careless)
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_the_file(refused):
+    """A line each, with the line in the file; a missing key is told at the mapping it belongs to."""
+    text = BASE.replace("path: in.parquet", "pth: a").replace("name: flowers", "name: 5")
+
+    assert refused(text) == [
+        "job.yaml:2: name: 5 is not text; put it in quotes",
+        "job.yaml:3: input.path: missing; required: One path or a list: local, file://, s3://, ...; with *, ? and **",
+        f"job.yaml:3: input.pth: unknown key; did you mean 'path'? allowed: {INPUT_KEYS}",
+    ]
+
+
+def test_a_missing_file_and_a_folder_are_told(tmp_path):
+    """The path is shown as it was given."""
+    for name, reason in {"no.yaml": "No such file or directory", "": "Is a directory"}.items():
+        with pytest.raises(JobError) as caught:
+            load(tmp_path / name, today=TODAY)
+
+        assert str(caught.value) == f"{tmp_path / name}: cannot be read: {reason}"
+
+
+def test_a_job_with_the_least_keys_has_the_documented_defaults(make):
+    """What is left out, and what is null, has its default."""
+    least = make(BASE + "retry:\n", sets={"service.limits": "{rate: null, in_flight: null}", "input.nan": "null"})
+
+    assert json.loads(json.dumps(resolved(least)["service"]["limits"])) == {
+        "body": 12_000_000,
+        "timeout": 40.0,
+        "rows": None,
+        "in_flight": 512,
+        "rate": None,
+    }
+    assert (least.retry.attempts, least.retry.seconds, least.retry.outage) == (8, 600, 1800)
+    assert (least.input.nan, least.input.send, least.service.protocol) == ("null", None, "modelarts")
+    assert (least.runner.name, least.runner.workers, least.errors.allow) == ("local", 1, Allowance())
+
+
+def test_units_are_read_into_bytes_seconds_and_requests_a_second(make):
+    """Sizes are bytes, durations seconds, rates requests a second."""
+    limits = "{body: 12MiB, timeout: 500ms, rows: 100, rate: 6000/min}"
+    job = make(sets={"service.limits": limits, "retry.outage": "2h", "errors.allow": "0.5%"})
+
+    assert (job.service.limits.body, job.service.limits.timeout, job.service.limits.rate) == (
+        12 * 2**20,
+        0.5,
+        Rate(100),
+    )
+    assert (job.retry.outage, job.errors.allow) == (7200, Allowance(Fraction(1, 2), percent=True))
+
+
+def test_plain_scalars_are_text_where_yaml_1_1_would_guess(make):
+    """`no`, times, dates and leading zeros are text; a byte order mark is skipped."""
+    job = make("\ufeff" + BASE, sets={"input.send": "[no, 12:30, 2026-11-21, 007, off]"})
+
+    assert job.input.send == ("no", "12:30", "2026-11-21", "007", "off")
+
+
+def test_parameters_are_put_in_as_written(make):
+    """The file's own values, those before them, the command line's, and the two UTC dates."""
+    params = "params: {v: 1.10, dir: 'v${v}/${yesterday}', date: 2026-01-02}\n"
+    job = make(
+        BASE + params,
+        params={"date": "7"},
+        sets={"input.path": "/${dir}/${date}/${today}", "retry.attempts": "${date}"},
+    )
+
+    assert job.params == {"v": "1.10", "dir": "v1.10/2026-11-20", "date": "7"}
+    assert job.input.path == ("/v1.10/2026-11-20/7/2026-11-21",)
+    assert job.retry.attempts == 7
+
+
+def test_a_parameter_must_be_declared_and_have_a_value(refused):
+    """A typing error in --param is not a silent no-op."""
+    assert refused(BASE + "params: {date: null}\n", params={"dat": "1"}) == [
+        "job.yaml:6: params.dat: --param dat is not declared under params; did you mean 'date'? allowed: date",
+        "job.yaml:6: params.date: has no value; give one with --param date=...",
+    ]
+    assert refused(params={"date": "1"}) == [
+        "job.yaml: params.date: --param date is not declared under params; the file declares none",
+    ]
+
+
+def test_set_overrides_and_makes_mappings_on_its_way(make):
+    """The value is YAML; a mapping that is not there yet is made."""
+    job = make(sets={"service.limits.rows": "10", "runner.options": "{a: [1, x], b: true}", "runner.options.c": "1e3"})
+
+    assert job.service.limits.rows == 10
+    assert job.runner.options == {"a": [1, "x"], "b": True, "c": 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("data/*.parquet", "HERE/data/*.parquet"),
+        ("../x", "ABOVE/x"),
+        ("/data/x", "/data/x"),
+        ("~/x", "HERE/~/x"),
+        (r"C:\data\x", r"C:\data\x"),
+        ("D:/data/x", "D:/data/x"),
+        ("s3://bucket/x", "s3://bucket/x"),
+        ("obs://bucket/**", "obs://bucket/**"),
+        ("file:///data/x", "file:///data/x"),
+    ],
+)
+def test_relative_paths_are_relative_to_the_job_file(make, tmp_path, written, path):
+    """A drive letter is a path, not a scheme, and a URL stays as it is."""
+    expected = path.replace("HERE", str(tmp_path)).replace("ABOVE", str(tmp_path.parent))
+    quoted = json.dumps(written)
+    job = make(sets={"input.path": quoted, "output.path": quoted, "service.tls": f"{{ca: {quoted}}}"})
+
+    assert (job.input.path, job.output.path, job.service.tls.ca) == ((expected,), expected, expected)
+
+
+def test_references_outside_auth_and_headers_are_looked_up_at_once(make, tmp_path):
+    """From the environment and from files beside the job file, without the last line end."""
+    (tmp_path / "where").write_text("in/put\n")
+    job = make(sets={"input.path": "${file:where}/${env:DAY}", "name": "${env:DAY}"}, environ={"DAY": "mon"})
+
+    assert (job.input.path, job.name) == ((f"{tmp_path}/in/put/mon",), "mon")
+
+
+def test_a_secret_is_nowhere_but_in_the_hand_of_its_reader(make, tmp_path):
+    """repr, str, JSON and pickle hold references; literal headers are hidden."""
+    (tmp_path / "key").write_text("hunter2\r\n")
+    environ = {"PW": "hunter2", "USER_NAME": "hunter2"}
+    headers = "{X-Key: 'Bearer ${file:key}', X-Literal: hunter2}"
+    job = make(
+        sets={"service.auth": TOKEN, "service.auth.user": "${env:USER_NAME}", "service.headers": headers},
+        environ=environ,
+    )
+    auth = job.service.auth
+
+    assert isinstance(auth, TokenAuth)
+    assert "hunter2" not in f"{job!r} {job} {json.dumps(resolved(job))} {pickle.dumps(auth)!r}"
+    assert repr(auth.password) == "Secret('${env:PW}')"
+    assert resolved(job)["service"]["headers"] == {"X-Key": f"Bearer ${{file:{tmp_path}/key}}", "X-Literal": "***"}
+    assert reveal(auth.user, environ) == auth.password.resolve(environ) == "hunter2"
+    assert [value.resolve({}) for value in job.service.headers.values()] == ["Bearer hunter2", "hunter2"]
+
+
+def test_a_job_survives_a_pickle(make):
+    """Workers get the job as it was made, error places included."""
+    job = make(sets={"service.auth": TOKEN, "service.limits.rate": "5/s", "service.headers": "{a: b}"})
+    again = pickle.loads(pickle.dumps(job))
+
+    assert again == job
+    with pytest.raises(Unresolved, match=r"^service\.auth\.password: \$\{env:PW\} is not set"):
+        again.service.auth.password.resolve({})
+
+
+def test_missing_secrets_are_listed_with_their_keys(make, tmp_path):
+    """Unset, empty, unreadable, many lines: each is one line with the mend."""
+    (tmp_path / "pem").write_text("hunter2\nhunter2\n")
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    (tmp_path / "none").write_text("\n")
+    headers = "{A: '${env:EMPTY}', B: '${file:no}', C: '${file:pem}', D: '${file:bytes}', E: '${file:none}'}"
+    job = make(sets={"service.auth": TOKEN, "service.headers": headers})
+
+    assert missing_secrets(job, {"EMPTY": ""}) == [
+        "service.auth.password: ${env:PW} is not set in the environment; export PW=...",
+        "service.headers.A: ${env:EMPTY} is empty in the environment; export EMPTY=...",
+        f"service.headers.B: ${{file:{tmp_path}/no}} cannot be read: No such file or directory",
+        f"service.headers.C: ${{file:{tmp_path}/pem}} {ONE_LINE}",
+        f"service.headers.D: ${{file:{tmp_path}/bytes}} is not UTF-8 text",
+        f"service.headers.E: ${{file:{tmp_path}/none}} is empty",
+    ]
+    assert missing_secrets(make(sets={"service.auth": TOKEN}), {"PW": "x"}) == []
+
+
+def test_os_variables_stand_for_what_token_auth_leaves_out(make):
+    """They are references too: looked up by the worker, and missing ones are listed."""
+    job = make(sets={"service.auth": "{type: token}"}, environ={"OS_PROJECT_NAME": "p"})
+
+    assert resolved(job)["service"]["auth"] == {
+        "type": "token",
+        "auth_url": "${env:OS_AUTH_URL}",
+        "user": "${env:OS_USERNAME}",
+        "domain": "${env:OS_USER_DOMAIN_NAME}",
+        "project": "${env:OS_PROJECT_NAME}",
+        "project_id": None,
+        "password": "${env:OS_PASSWORD}",
+        "token": None,
+    }
+    assert len(missing_secrets(job, {})) == 5
+
+
+def test_a_given_token_or_project_keeps_the_os_variables_out(make):
+    """Nothing is asked for that the job does not need."""
+    environ = {"OS_PROJECT_NAME": "p", "OS_PROJECT_ID": "i"}
+    given = make(sets={"service.auth": "{type: token, token: '${env:T}'}"}, environ=environ)
+    named = make(sets={"service.auth": TOKEN}, environ=environ)
+
+    assert missing_secrets(given, {}) == ["service.auth.token: ${env:T} is not set in the environment; export T=..."]
+    assert (named.service.auth.project, named.service.auth.project_id) == ("p", None)
+
+
+def test_the_fingerprint_follows_answers_and_nothing_else(make):
+    """Places, speed and verdicts may change; what decides answers may not, and is told with both values."""
+    old = make()
+    same = make(
+        sets={
+            "input.path": "b",
+            "output.path": "c",
+            "runner.workers": "3",
+            "errors.allow": "1",
+            "service.url": "http://b",
+        },
+    )
+    new = make(sets={"input.keep": "[id]", "service.version": "v2", "service.options.meta": "false"})
+
+    assert fingerprint(same) == fingerprint(old) != fingerprint(new)
+    assert changed_answers(resolved(old), same) == []
+    assert changed_answers(json.loads(json.dumps(resolved(old))), new) == [
+        'input.keep: was [], is ["id"]',
+        "service.options.meta: was true, is false",
+        'service.version: was null, is "v2"',
+    ]
+
+
+def test_a_key_that_an_older_version_did_not_know_has_its_default(make):
+    """Neither the fingerprint nor the comparison takes a new key at its default for a change."""
+    job = make()
+    old = resolved(job)
+    del old["input"]["nan"], old["service"]["options"]
+
+    assert changed_answers(old, job) == []
+    assert fingerprint(job) == "1a6a07a9b08267216f520134327d4331600a9c414e4798b9115c157c25fb5060"
+
+
+def test_every_key_is_marked(make):
+    """Marks are total over the keys of a resolved job, and each of the four is in use."""
+    job = make(sets={"service.auth": TOKEN})
+
+    def paths(value, prefix=""):
+        held = {"params", "columns", "rename", "headers"} | ({"options"} if prefix == "runner." else set())
+        for key, one in value.items():
+            inner = isinstance(one, dict) and key not in held
+            yield from paths(one, f"{prefix}{key}.") if inner else [f"{prefix}{key}"]
+
+    assert set(paths(resolved(job))) == set(marks())
+    assert set(marks().values()) == {"answers", "verdict", "speed", "place"}
+    assert all(field.description for _, field in leaves())
+
+
+def test_the_marks_are_those_of_the_contract():
+    """What changes answers is a closed list: adding to it is a decision."""
+    assert {path for path, mark in marks().items() if mark == "answers"} == {
+        "name",
+        *(f"input.{key}" for key in ("format", "columns", "send", "rename", "keep", "nan")),
+        *(f"service.{key}" for key in ("protocol", "options.wrapper", "options.meta", "version")),
+        "output.format",
+    }
+
+
+def test_the_published_schema_is_current():
+    """`bulkscore schema` and the file in the repository are the same."""
+    published = (ROOT / "schemas" / "job.schema.json").read_text(encoding="utf-8")
+
+    assert published == json.dumps(json_schema(), indent=2) + "\n"
+
+
+def test_the_schema_takes_what_the_loader_takes_and_refuses_unknown_keys():
+    """Sizes, lists, nulls and references as people write them are valid; a key that is not known is not."""
+    from jsonschema import Draft202012Validator
+
+    schema = json_schema()
+    Draft202012Validator.check_schema(schema)
+    valid = Draft202012Validator(schema).is_valid
+    job = yaml.safe_load(
+        BASE + "runner: null\nerrors: {allow: 1%}\nretry: {attempts: '${n}', outage: 30m}\nparams: {n: 5}"
+    )
+    job["service"] |= {"limits": {"body": "12MB", "rows": None, "rate": "6000/min"}, "auth": yaml.safe_load(TOKEN)}
+    job["input"]["path"] = ["a", "b"]
+
+    assert valid(job)
+    assert not valid(job | {"nme": 1})
+    assert not valid(job | {"input": {"path": "a", "nan": "drop"}})
+    assert not valid(job | {"retry": {"attempts": "many"}})
+    assert not valid({key: job[key] for key in job if key != "name"})
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_every_shipped_job_is_valid(path):
+    """By the loader and by the schema its first line names."""
+    from jsonschema import Draft202012Validator
+
+    text = path.read_text(encoding="utf-8")
+    load(path, environ={}, today=TODAY)
+    Draft202012Validator(json_schema()).validate(yaml.load(text, Loader=yaml.SafeLoader))
+
+    assert text.startswith("# yaml-language-server: $schema=../schemas/job.schema.json\n")
+
+
+def test_loading_a_job_imports_nothing_heavy():
+    """`check` is quick because the job file needs neither Beam nor Arrow nor an HTTP client."""
+    code = "import sys, pipeline.jobfile; print(*{'apache_beam', 'pyarrow', 'requests', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+
+    assert done.stdout == "\n"
+
+
+@given(st.integers(1, 10**12), st.sampled_from(sorted(values.SIZES)), st.sampled_from(["", " "]))
+def test_a_size_is_its_number_times_its_unit(number, unit, space):
+    """Exactly, with a space or without; and a plain number is bytes."""
+    assert values.size(f"{number}{space}{unit}") == number * values.SIZES[unit]
+    assert values.size(number) == number
+
+
+@given(st.integers(0, 10**9), st.sampled_from(sorted(values.SECONDS)))
+def test_a_duration_is_its_number_times_its_unit(number, unit):
+    """In seconds; whole and with a fraction; and a plain number is seconds."""
+    assert values.duration(f"{number}{unit}") == number * values.SECONDS[unit]
+    assert values.duration(f"{number}.5 {unit}") == (number + 0.5) * values.SECONDS[unit]
+    assert values.duration(number) == number
+
+
+ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
+READERS = [values.size, values.duration, values.count, values.rows, values.text, values.flag, Rate.read, Allowance.read]
+
+
+@given(st.sampled_from([*READERS, values.texts, values.one_or_more, values.some_time]), ANYTHING)
+def test_a_reader_gives_a_value_or_one_line(read, value):
+    """Whatever stands in the file, the answer is a value or one line of reasons."""
+    with contextlib.suppress(InvalidValueError):
+        read(value)
+        return
+    with pytest.raises(InvalidValueError) as caught:
+        read(value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 1000))
+def test_an_allowance_is_exact(dead, planned, tenths):
+    """A count is compared as it is, a percentage without rounding."""
+    assert Allowance.read(tenths).permits(dead, planned) == (dead <= tenths)
+    assert Allowance.read(f"{tenths / 10}%").permits(dead, planned) == (dead * 1000 <= tenths * planned)
+
+
+@given(st.text(), st.text())
+def test_a_secret_without_a_reference_is_never_shown(text, key):
+    """A literal that had to be kept, as in a header, prints as stars."""
+    assert str(Secret(f"x{text.replace('$', '')}", key)) == "***"
+
+
+def test_a_job_and_its_parts_cannot_be_changed(make):
+    """Frozen: what was checked is what is used."""
+    job = make()
+
+    with pytest.raises(ValueError, match="frozen"):
+        job.name = "x"
+    assert isinstance(job, Job)
