@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,6 +42,7 @@ class ScoreSplits(beam.DoFn):
 
     def setup(self) -> None:
         """Open the worker's scorer; secrets are resolved here and nowhere else."""
+        gc.freeze()  # what is imported by now stays: no need to look through it for garbage again and again
         self._scorer = acquire(self._job, self._run)
         self._splits = ThreadPoolExecutor(SPLITS_AT_ONCE, thread_name_prefix="split")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.columns import columns_of, encoder_of
@@ -10,7 +11,7 @@ from pipeline.ledger import counted, read_plans
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS
 from pipeline.plan import remaining
-from pipeline.read import footer, read, types_of
+from pipeline.read import Reader, footer, types_of
 from pipeline.storage import Store
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ def _row_bytes(job: Job, todo: list[Work]) -> float:
         return 0.0
     work = todo[0]
     columns = columns_of(job, footer(work.source.uri).schema, work.source.uri)
-    batches = read(work.source, work.start, work.stop, columns=columns.needed, types=types_of(job.input.columns))
-    encoded = encoder_of(job, columns).encode(next(batches).data)
+    with closing(Reader(columns.needed, types_of(job.input.columns))) as reader:
+        sample = next(reader.read(work.source, work.start, work.stop)).data
+    encoded = encoder_of(job, columns).encode(sample)
     return len(encoded.lines) / len(encoded.ends)
 
 

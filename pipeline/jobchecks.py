@@ -115,10 +115,6 @@ def _token(job: Job) -> Iterator[Problem]:
     auth = job.service.auth
     if not isinstance(auth, TokenAuth) or auth.token is not None:
         return
-    needed = ("auth_url", "user", "domain", "password")
-    for name in needed:
-        if getattr(auth, name) is None:
-            yield (*_AUTH, name), "missing; required to ask for a token"
     if auth.project is None and auth.project_id is None:
         mend = "give one of them, or export OS_PROJECT_NAME or OS_PROJECT_ID"
         yield _AUTH, f"project or project_id is required, since ModelArts takes project-scoped tokens only; {mend}"

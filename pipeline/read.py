@@ -65,42 +65,84 @@ def types_of(columns: Mapping[str, str]) -> dict[str, pa.DataType]:
     return types
 
 
-def read(
-    source: Source, start: int, stop: int, *, columns: Sequence[str], types: Mapping[str, pa.DataType]
-) -> Iterator[Batch]:
-    """Yield rows `[start, stop)` of a source in order, in batches of at most BATCH_ROWS rows or about BATCH_BYTES.
+class Reader:
+    """Reads ranges of rows, one after the other; a range that follows the last one costs no second look.
 
-    Memory is bounded by a batch and the read buffer, however large a row group is. Raises StorageFailed, naming the
-    file, when it vanished, was cut, or is no longer the file that was planned.
+    Parquet cannot be entered in the middle of a row group: what comes before a range in its group is decoded and thrown
+    away. A worker reads its splits in order, so the file stays open behind the last range until another one is asked for.
+    Not thread-safe.
     """
-    with _reading(source.uri):
+
+    def __init__(self, columns: Sequence[str], types: Mapping[str, pa.DataType]) -> None:
+        self._columns = list(columns)
+        self._types = types
+        self._open: _OpenSource | None = None
+
+    def read(self, source: Source, start: int, stop: int) -> Iterator[Batch]:
+        """Yield rows `[start, stop)` in order, in batches of at most BATCH_ROWS rows or about BATCH_BYTES.
+
+        Memory is bounded by a batch and the read buffer, however large a row group is. Raises StorageFailed, naming the
+        file, when it vanished, was cut, or is no longer the file that was planned.
+        """
+        with _reading(source.uri):
+            file = self._file(source, start)
+            while file.position < stop and (batch := file.take(start, stop)) is not None:
+                yield _cast(file.position - batch.num_rows, batch, self._types)
+
+    def close(self) -> None:
+        """Close the file that is open, if one is."""
+        if self._open:
+            self._open.close()
+            self._open = None
+
+    def _file(self, source: Source, start: int) -> _OpenSource:
+        if self._open is None or self._open.source != source or self._open.position > start:
+            self.close()
+            self._open = _OpenSource(source, start, self._columns)
+        return self._open
+
+
+class _OpenSource:
+    """A Parquet file open at `position`, the number of the next row."""
+
+    def __init__(self, source: Source, start: int, columns: list[str]) -> None:
+        self.source = source
         fs, path = open_source(source.uri)
         info = fs.get_file_info(path)
         if f"{info.size}-{info.mtime_ns}" != source.version:
             raise StorageFailed(f"{source.uri} changed after it was planned; run the same command again to see how")
-        with pq.ParquetFile(path, filesystem=fs, pre_buffer=False, buffer_size=_READ_BUFFER) as file:
-            first, groups, size = _groups(file.metadata, start, stop)
-            rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
-            for batch in file.iter_batches(rows, row_groups=groups, columns=list(columns), use_threads=False):
-                low, high = max(start, first), min(stop, first + batch.num_rows)
-                if low < high:
-                    yield _cast(low, batch.slice(low - first, high - low), types)
-                first += batch.num_rows
+        self._file = pq.ParquetFile(path, filesystem=fs, pre_buffer=False, buffer_size=_READ_BUFFER)
+        self.position, groups, size = _groups(self._file.metadata, start)
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
+        self._batches = self._file.iter_batches(rows, row_groups=groups, columns=columns, use_threads=False)
+        self._rest: pa.RecordBatch | None = None
+
+    def take(self, start: int, stop: int) -> pa.RecordBatch | None:
+        """Return the next rows at or behind `start` and before `stop`, as many as come at once; None at the end."""
+        while (batch := self._rest or next(self._batches, None)) is not None:
+            low, high = max(start - self.position, 0), min(stop - self.position, batch.num_rows)
+            self._rest = batch.slice(high) if high < batch.num_rows else None
+            self.position += min(high, batch.num_rows)
+            if low < high:
+                return batch.slice(low, high - low)
+        return None
+
+    def close(self) -> None:
+        self._file.close()
 
 
-def _groups(metadata: pq.FileMetaData, start: int, stop: int) -> tuple[int, list[int], int]:
-    """Return (row number of the first group's first row, groups that overlap the range, bytes of an average row)."""
+def _groups(metadata: pq.FileMetaData, start: int) -> tuple[int, list[int], int]:
+    """Return (number of the first row of the group that `start` is in, that group and all behind it, bytes of a row)."""
     groups: list[int] = []
-    row = first = size = rows = 0
+    row = first = size = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
-        if row < stop and row + group.num_rows > start:
+        if row + group.num_rows > start:
             first = first if groups else row
             groups.append(index)
-            size += group.total_byte_size
-            rows += group.num_rows
+            size = max(size, group.total_byte_size // max(1, group.num_rows))
         row += group.num_rows
-    return first, groups, size // max(1, rows)
+    return first, groups, size
 
 
 def _cast(first: int, batch: pa.RecordBatch, types: Mapping[str, pa.DataType]) -> Batch:

@@ -21,7 +21,7 @@ from pipeline.pack import MAX_ROWS, Block, Chunk, Limits, pack
 from pipeline.plan import Range, counting, subtract
 from pipeline.progress import Progress
 from pipeline.columns import columns_of, encoder_of
-from pipeline.read import footer, read, types_of
+from pipeline.read import Reader, footer, types_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
 from pipeline.transport import Transport
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from pipeline.columns import Columns
     from schemas.job import Job
-    from schemas.plan import Work
+    from schemas.plan import Source, Work
 
 
 class Scorer:
@@ -50,6 +50,10 @@ class Scorer:
         self._adapter: Adapter = ModelArts(job.service.options)
         self._caller = _caller(job, self._adapter, stopping, progress)
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        """One split reads and sends at a time, in order; the others wait for what they have under way."""
+        self._columns: Columns | None = None
+        self._reader: Reader | None = None
 
     def score(self, work: Work) -> list[Receipt]:
         """Score what no receipt covers of a range of rows; return the new receipts.
@@ -68,8 +72,10 @@ class Scorer:
         return receipts
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Let the threads and the open file go."""
         self._caller.close()
+        if self._reader:
+            self._reader.close()
 
     def _look(self) -> None:
         """See whether another worker met a refusal."""
@@ -85,20 +91,27 @@ class Scorer:
                 write_stop(self.store, self.run, error)
 
     def _score_range(self, work: Work, hole: Range) -> list[Receipt]:
-        columns = columns_of(self.job, footer(work.source.uri).schema, work.source.uri)
+        columns = self._columns_of(work.source)
         writer = RangeWriter(
             self.store, work, hole, columns.kept, run=self.run, clock=time.monotonic, now=lambda: datetime.now(UTC)
         )
         course = _Course(self, writer)
         try:
-            for chunk in pack(self._blocks(work, hole, columns), self._limits(), self._adapter.frame):
-                if self.stopping:
-                    break
-                course.start(chunk)
+            with self._reading:
+                for chunk in pack(self._blocks(work, hole, columns), self._limits(), self._adapter.frame):
+                    if self.stopping:
+                        break
+                    course.start(chunk)
             course.finish()
         finally:
             writer.abandon()
         return course.receipts
+
+    def _columns_of(self, source: Source) -> Columns:
+        """Return the columns, which planning saw to be the same in all sources."""
+        with self._lock:
+            self._columns = self._columns or columns_of(self.job, footer(source.uri).schema, source.uri)
+            return self._columns
 
     def _limits(self) -> Limits:
         limits = self.job.service.limits
@@ -107,9 +120,8 @@ class Scorer:
     def _blocks(self, work: Work, hole: Range, columns: Columns) -> Iterator[Block]:
         encoder = encoder_of(self.job, columns)
         names = row_namer(self.job.name, work.source.path)
-        for first, batch, unreadable in read(
-            work.source, hole.start, hole.stop, columns=columns.needed, types=self._types
-        ):
+        self._reader = self._reader or Reader(columns.needed, self._types)
+        for first, batch, unreadable in self._reader.read(work.source, hole.start, hole.stop):
             encoded = encoder.encode(batch)
             encoded = encoded._replace(refused={**encoded.refused, **unreadable})
             yield Block(first, encoded, names(first, first + batch.num_rows), batch.select(columns.keep))

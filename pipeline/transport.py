@@ -101,10 +101,12 @@ def tls_context(verify: bool | str, cert: tuple[str, str] | str | None) -> ssl.S
 
 
 def _load_authorities(context: ssl.SSLContext, verify: bool | str) -> None:  # noqa: FBT001 as in requests
-    named = {"service.tls.ca": verify} if isinstance(verify, str) else {}
-    named |= {name: os.environ.get(name) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")}
-    named |= {"certifi": DEFAULT_CA_BUNDLE_PATH}
-    place, bundle = next((place, path) for place, path in named.items() if path)
+    named = (
+        ("service.tls.ca", verify if isinstance(verify, str) else None),
+        *((name, os.environ.get(name)) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")),
+        ("certifi", DEFAULT_CA_BUNDLE_PATH),
+    )
+    place, bundle = next((place, path) for place, path in named if path)
     try:
         context.load_verify_locations(**{"capath" if Path(bundle).is_dir() else "cafile": bundle})
     except OSError as error:
@@ -150,7 +152,7 @@ class Transport:
             message = f"{_place(url)}: no complete answer within {deadline_seconds:g} s"
             return NoReply("timeout", message, exchange.sent, seconds)
         if error is not None:
-            kind, words = _mishap(error)
+            kind, words = mishap(error)
             return NoReply(kind, f"{_place(url)}: {words}", exchange.sent, seconds)
         return Reply(response.status, response.headers, content, seconds)
 
@@ -186,7 +188,7 @@ def _place(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def _mishap(error: Exception) -> tuple[Kind, str]:
+def mishap(error: BaseException) -> tuple[Kind, str]:
     """Look up what happened, with a line about it."""
     causes = list(_causes(error))
     for kind, words, types in _MISHAPS:

@@ -131,6 +131,7 @@ class _Object:
         self.started_at = started_at
         self.scored = self.dead = self.requests = 0
         self._waiting: list[pa.RecordBatch] = []
+        self._waiting_rows = self._waiting_bytes = 0
         self._drafts: dict[str, Draft] = {}
         self._writer: pq.ParquetWriter | None = None
 
@@ -142,8 +143,9 @@ class _Object:
     def score(self, batch: pa.RecordBatch) -> None:
         self._waiting.append(batch)
         self.scored += batch.num_rows
-        rows, size = (sum(getattr(one, what) for one in self._waiting) for what in ("num_rows", "nbytes"))
-        if rows >= _GROUP_ROWS or size >= _GROUP_BYTES:
+        self._waiting_rows += batch.num_rows
+        self._waiting_bytes += batch.nbytes
+        if self._waiting_rows >= _GROUP_ROWS or self._waiting_bytes >= _GROUP_BYTES:
             self._flush()
 
     def bury(self, letters: Iterator[DeadLetter]) -> None:
@@ -180,6 +182,7 @@ class _Object:
             )
         self._writer.write_table(pa.Table.from_batches(self._waiting, self._schema))
         self._waiting.clear()
+        self._waiting_rows = self._waiting_bytes = 0
 
 
 def scored_batch(scored: Scored, source: str, schema: pa.Schema) -> pa.RecordBatch:

@@ -12,13 +12,14 @@ import pytest
 from pipeline.sandbox.server import Options, running
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY")
+TRUST = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")  # beats a session's own `verify`
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch, tmp_path_factory):
-    """No proxy, no OpenStack credentials and no token cache of the person who runs the tests."""
+    """No proxy, no trust store, no OpenStack credentials and no token cache of the person who runs the tests."""
     for name in os.environ:
-        if name.upper() in PROXIES or name.startswith("OS_"):
+        if name.upper() in PROXIES + TRUST or name.startswith("OS_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
@@ -48,6 +49,6 @@ def _is_loopback(host):
 
 @pytest.fixture
 def sandbox():
-    """Start services that stop with the test, as in `url = sandbox(latency=0.02, faults={1: 503})`."""
+    """Start services that stop with the test; called with the fields of `Options`, it returns a base URL."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(running(Options(port=0, **options)))

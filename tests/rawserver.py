@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import socket
 import ssl
 import struct
@@ -20,6 +20,8 @@ from cryptography.x509.oid import NameOID
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    Script = Callable[["RawServer", socket.socket], None]
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -60,9 +62,6 @@ class RawServer:
         connection.sendall(head)
         while not self.stopping.wait(0.01):
             connection.sendall(drop)
-
-
-Script = "Callable[[RawServer, socket.socket], None]"
 
 
 def answering(reply: bytes) -> Script:
@@ -147,15 +146,15 @@ def authority(folder: Path, address: str = "127.0.0.1") -> Authority:
 
 
 def _certificate(name: str, key: object, issuer: str, signer: object, address: str | None) -> x509.Certificate:
-    today = datetime.datetime.now(datetime.UTC)
+    today = dt.datetime.now(dt.UTC)
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
         .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(today - datetime.timedelta(days=1))
-        .not_valid_after(today + datetime.timedelta(days=1))
+        .not_valid_before(today - dt.timedelta(days=1))
+        .not_valid_after(today + dt.timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=address is None, path_length=None), critical=True)
     )
     if address is not None:

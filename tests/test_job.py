@@ -327,6 +327,36 @@ def test_parameters_are_put_in_as_written(make):
     assert job.retry.attempts == 7
 
 
+def test_numbers_and_flags_may_come_from_parameters(make):
+    """What is put in is text, and is read like what it stands for."""
+    params = "params: {on: true, few: 3, share: 2.5%, speed: 30/min}\n"
+    sets = {
+        "service.options.meta": "${on}",
+        "service.limits": "{rows: '${few}', body: '${few}KB', rate: '${speed}'}",
+        "errors.allow": "${share}",
+    }
+    written = resolved(make(BASE + params, sets=sets))
+
+    assert written["service"]["options"]["meta"] is True
+    assert written["service"]["limits"] | {"timeout": 0, "in_flight": 0} == {
+        "body": 3000,
+        "timeout": 0,
+        "rows": 3,
+        "in_flight": 0,
+        "rate": "0.5/s",
+    }
+    assert written["errors"] == {"allow": "2.5%"}
+
+
+def test_values_that_were_read_already_are_taken_as_they_are(make):
+    """A job can be made of Python values too."""
+    job = make()
+    limits = job.service.limits.model_validate({"rate": Rate(2)})
+
+    assert limits.rate == Rate(2)
+    assert job.errors.model_validate({"allow": Allowance(Fraction(1))}).allow.permits(dead=1, planned=1)
+
+
 def test_a_parameter_must_be_declared_and_have_a_value(refused):
     """A typing error in --param is not a silent no-op."""
     assert refused(BASE + "params: {date: null}\n", params={"dat": "1"}) == [

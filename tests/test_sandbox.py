@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import importlib.util
+import ipaddress
 import json
 import shlex
 import shutil
@@ -28,10 +29,10 @@ from keystoneauth1.identity.v3 import Password
 from keystoneauth1.session import Session
 
 from pipeline.errors import JobError
-from pipeline.sandbox.faults import OK, read_rules
-from pipeline.sandbox.iam import PROJECT_ID, Tokens
+from pipeline.sandbox.faults import OK, RowKey, read_rules
+from pipeline.sandbox.iam import PROJECT_ID, REMEMBERED, Tokens
 from pipeline.sandbox.infer import FOREIGN
-from pipeline.sandbox.iris import FEATURES, LABELS, MODEL, Row, predict
+from pipeline.sandbox.iris import FEATURES, LABELS, MODEL, Row, peek, predict
 from pipeline.sandbox.limits import Bucket
 from pipeline.sandbox.replies import MESSAGES, Refusal
 from pipeline.sandbox.schedule import Schedule
@@ -74,6 +75,14 @@ def statuses(url, times, **request):
 def stats(url, query=""):
     """Read the counters."""
     return requests.get(f"{url}/stats{query}", timeout=10).json()
+
+
+def wait_until_all_left(url):
+    """Wait until no request is in flight, and read the counters."""
+    deadline = time.monotonic() + 30
+    while stats(url)["in_flight"]:
+        assert time.monotonic() < deadline
+    return stats(url)
 
 
 def bare_request(url, *, body=None, length=None):
@@ -153,6 +162,13 @@ def test_wrong_credentials_get_the_documented_401(sandbox, user, scope):
     assert stats(url)["tokens_issued"] == 0
 
 
+def test_other_ways_to_identify_oneself_are_401(sandbox):
+    """A password is the only method."""
+    body = auth()
+    body["auth"]["identity"]["methods"] = ["token"]
+    assert requests.post(f"{sandbox()}/v3/auth/tokens", json=body, timeout=10).status_code == 401
+
+
 @pytest.mark.parametrize("body", ["", "{", "{}", '{"auth": {"identity": {"methods": ["password"]}}}', "[" * 100_000])
 def test_a_malformed_token_request_is_400(sandbox, body):
     """Not JSON, or not the documented form."""
@@ -206,6 +222,17 @@ def test_a_token_lives_as_long_as_told_and_a_new_one_does_not_end_it():
     now[0] = 10.0
     tokens.check(second)
     with pytest.raises(Refusal, match="0307"):
+        tokens.check(first)
+
+
+def test_the_oldest_of_many_tokens_is_forgotten():
+    """So that a sandbox can run for months; then it is as good as made up."""
+    tokens = Tokens(10.0)
+    first, second = tokens.issue(project=True), tokens.issue(project=True)
+    for _ in range(REMEMBERED - 1):
+        tokens.issue(project=True)
+    tokens.check(second)
+    with pytest.raises(Refusal, match="0301"):
         tokens.check(first)
 
 
@@ -465,19 +492,31 @@ def test_truncate_closes_in_the_middle_of_the_body(sandbox):
     assert len(cut.value.partial) == int(response.headers["Content-Length"]) // 2
 
 
-@pytest.mark.parametrize(("fault", "first"), [("trickle", b"\r\n\r\n1\r\n{\r\n"), ("trickle-headers", b"H")])
-def test_a_trickle_begins_and_does_not_end(sandbox, fault, first):
-    """The first byte of body or head comes at once, the next does not."""
+@pytest.mark.parametrize(
+    ("fault", "beginning"), [("trickle", b'\r\n\r\n1\r\n{\r\n1\r\n"\r\n'), ("trickle-headers", b"HT")]
+)
+def test_a_trickle_begins_and_does_not_end(sandbox, fault, beginning):
+    """Two bytes of body or head come in a second, and the next is not there yet."""
     url = sandbox(faults={1: fault})
     with bare_request(url) as connection:
-        read_until(connection, first)
+        started = time.monotonic()
+        read_until(connection, beginning)
+        assert time.monotonic() - started > 0.5
         connection.settimeout(0.2)
         with pytest.raises(TimeoutError):
             connection.recv(1)
+    assert wait_until_all_left(url)["dropped"] == 1
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted(sandbox):
+    """Nothing is answered and nothing scored."""
+    url = sandbox()
+    with bare_request(url, body=b'{"data"', length=100):
+        pass
     deadline = time.monotonic() + 30
-    while stats(url)["in_flight"]:
+    while not stats(url)["dropped"]:
         assert time.monotonic() < deadline
-    assert stats(url)["dropped"] == 1
+    assert {"requests": 1, "in_flight": 0, "rows_received": 0, "by_status": {}}.items() <= stats(url).items()
 
 
 def test_slow_adds_to_the_time_in_service(sandbox):
@@ -487,6 +526,28 @@ def test_slow_adds_to_the_time_in_service(sandbox):
     assert infer(url).status_code == 200
     assert time.monotonic() - started >= 0.2
     assert infer(url).status_code == 504
+
+
+@pytest.mark.parametrize(
+    ("cell", "value", "meant"),
+    [
+        ("iris-007", "iris-007", True),
+        ("7", "7.0", False),
+        (7, "7.0", True),
+        (7.5, "seven", False),
+        (True, "1", False),
+        (None, "None", False),
+    ],
+)
+def test_a_row_is_meant_by_the_value_of_a_number_or_the_text_of_a_text(cell, value, meant):
+    """No conversion from one to the other."""
+    assert RowKey("id", value).matches({"id": cell}) is meant
+
+
+@pytest.mark.parametrize("body", [b"--form--", b"[]", b"{}", b'{"data": [], "meta": 1}', b'{"data": {"req_data": 3}}'])
+def test_a_body_of_another_form_has_no_name_and_no_rows(body):
+    """Schedules look into every body, whatever it is."""
+    assert peek(body) == ("", [])
 
 
 @pytest.mark.parametrize("name", ["header", "meta"])
@@ -637,6 +698,40 @@ def test_a_port_that_is_taken_is_one_clear_line():
         port = taken.getsockname()[1]
         with pytest.raises(JobError, match=rf"127\.0\.0\.1:{port} cannot be listened on: .*; try --port 0"):
             serve(Options(port=port))
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Make a key and a certificate for 127.0.0.1 that signs itself."""
+    x509 = pytest.importorskip("cryptography.x509", reason="cryptography makes the certificate")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sandbox")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    signed = builder.add_extension(address, critical=False).sign(key, hashes.SHA256())
+    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (tmp_path / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
+    return {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+
+
+def test_tls_is_served_to_who_trusts_the_certificate(sandbox, certificate):
+    """And connections break as they do without it; who does not trust it gets nothing."""
+    url = sandbox(**certificate, faults={2: "drop"})
+    with requests.Session() as session:
+        session.verify = str(certificate["tls_cert"])
+        token = session.post(f"{url}/v3/auth/tokens", json=auth(), timeout=10).headers["X-Subject-Token"]
+        call = {"json": envelope([FLOWER]), "headers": {"X-Auth-Token": token}, "timeout": 10}
+        assert session.post(f"{url}/v1/infers/iris", **call).status_code == 200
+        with pytest.raises(requests.ConnectionError):
+            session.post(f"{url}/v1/infers/iris", **call)
+    assert url.startswith("https://")
+    with pytest.raises(requests.exceptions.SSLError):
+        requests.get(f"{url}/healthz", timeout=10)
 
 
 def test_a_certificate_that_is_missing_is_one_clear_line(tmp_path):

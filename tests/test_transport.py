@@ -13,11 +13,11 @@ from contextlib import contextmanager
 import pytest
 import requests.exceptions
 import urllib3.exceptions
+from rawserver import OK, answering, authority, cut, serving
+
 from pipeline.deadline import Exchange
 from pipeline.errors import JobError
-from pipeline.transport import _MISHAPS, NoReply, Reply, Transport, _mishap
-
-from rawserver import OK, answering, authority, cut, serving
+from pipeline.transport import _MISHAPS, NoReply, Reply, Transport, mishap
 
 TOKEN = "MII-secret-token"
 HEADERS = {"Content-Type": "application/json", "X-Auth-Token": TOKEN}
@@ -88,11 +88,11 @@ def test_ten_posts_use_one_connection():
 def test_a_connection_that_the_server_closed_while_idle_is_replaced():
     """The next post does not fail because of it."""
 
-    def one_reply(server, connection):
+    def once(server, connection):
         server.read(connection)
         connection.sendall(OK)
 
-    with serving(one_reply) as server, transport() as made:
+    with serving(once) as server, transport() as made:
         for number in range(1, 4):
             assert made.post(server.url, body=b"{}", headers=HEADERS, deadline_seconds=20).status == 200
             wait_until(lambda: not any(t.name == f"raw-{server.port}" for t in threading.enumerate()))
@@ -151,7 +151,7 @@ def test_headers_that_trickle_are_cut_at_the_deadline():
     "framing", [b"Content-Length: 1000000000", b"Connection: close", b"Transfer-Encoding: chunked"]
 )
 def test_a_body_that_trickles_is_cut_at_the_deadline(framing):
-    """This holds however the end of the body is told, even if it is told by the end of the connection."""
+    """So it is however the end of the body is told, even if it is told by the end of the connection."""
 
     def script(server, connection):
         server.read(connection)
@@ -189,7 +189,7 @@ def test_a_connection_that_does_not_come_about_is_a_timeout():
         address = listener.getsockname()
         waiting = [socket.socket() for _ in range(4)]
         for one in waiting:
-            one.setblocking(False)
+            one.settimeout(0)
             one.connect_ex(address)
         timed_out(post(f"http://127.0.0.1:{address[1]}/", seconds=0.3), 0.3, received=False)
         for one in waiting:
@@ -239,7 +239,7 @@ def test_a_reset_after_the_request_may_have_been_received(sent):
 
 def test_an_end_of_the_connection_instead_of_an_answer_is_a_reset():
     """A polite end without an answer is no better than a rude one."""
-    with serving(lambda server, connection: server.read(connection)) as server:
+    with serving(lambda mine, connection: mine.read(connection)) as server:
         no_reply(post(server.url), "reset", received=True)
 
 
@@ -312,8 +312,13 @@ def test_nothing_is_verified_where_the_job_says_so(tmp_path):
 
 def test_tls_to_a_server_without_it_fails_in_tls():
     """An https URL of an http server is told apart from an outage."""
-    with serving(answering(b"HTTP/1.1 400 Bad\r\n\r\n")) as server:
-        assert post(server.url.replace("http:", "https:"), seconds=2).kind in {"tls", "timeout"}
+
+    def script(server, connection):
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        server.stopping.wait()
+
+    with serving(script) as server:
+        no_reply(post(server.url.replace("http:", "https:")), "tls", received=False)
 
 
 def test_a_handshake_that_stalls_is_cut_at_the_deadline():
@@ -471,7 +476,7 @@ def foreign_errors():
 @pytest.mark.parametrize("error", sorted(set(foreign_errors()), key=repr), ids=lambda error: error.__qualname__)
 def test_every_error_of_the_libraries_has_a_place_in_the_table(error):
     """A class that a new version brings is seen here."""
-    kind, words = _mishap(error.__new__(error))
+    kind, words = mishap(error.__new__(error))
     assert kind in {row[0] for row in _MISHAPS}
     assert words
 
@@ -497,4 +502,4 @@ def test_every_error_of_the_libraries_has_a_place_in_the_table(error):
 )
 def test_the_table_says_what_an_error_means(error, kind):
     """The most specific row wins."""
-    assert _mishap(error.__new__(error))[0] == kind
+    assert mishap(error.__new__(error))[0] == kind
