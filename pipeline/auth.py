@@ -137,6 +137,7 @@ class _Shared:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.token: Token | None = None
+        self.dead: set[str] = set()  # tokens that the service refused before their time
         self.refusal: str | None = None  # for good: a wrong password tried again locks the account
         self.outages = 0
         self.outage = IamUnavailable("")
@@ -162,48 +163,53 @@ class _Tokens(_Unpicklable):
     def headers(self) -> Mapping[str, str]:
         now, token = self._clock(), self._shared.token
         if token is None or not token.alive(now):
-            token = self._other_than(None)
+            token = self._live(None)
         elif token.due(now) and now >= self._shared.pause_until and self._shared.lock.acquire(blocking=False):
             token = self._renewed_ahead(token)
         return {HEADER: token.text}
 
     def refresh(self, stale: Mapping[str, str]) -> None:
-        self._other_than(stale.get(HEADER))
+        self._live(stale.get(HEADER))
 
-    def _other_than(self, stale: str | None) -> Token:
-        """Get a live token that is not `stale`. Who waited while IAM was found to be out shares that finding."""
+    def _live(self, stale: str | None) -> Token:
+        """Get a live token; `stale` is dead. Who waited while IAM was found to be out shares that finding."""
         shared, outages = self._shared, self._shared.outages
         with shared.lock:
+            if stale is not None:
+                shared.dead.add(stale)
             token = shared.token
-            if token is not None and token.text != stale and token.alive(self._clock()):
+            if token is not None and token.text not in shared.dead and token.alive(self._clock()):
                 return token
             shared.token = None  # so that others wait instead of using it
             if shared.outages != outages:
                 raise IamUnavailable(*shared.outage.args)
-            return self._obtain(stale)
+            return self._obtain()
 
     def _renewed_ahead(self, token: Token) -> Token:
         """Renew while other threads go on with the old token; the lock is held and is released here."""
         try:
-            return self._obtain(token.text)
+            current = self._shared.token
+            if current is not None and current is not token:  # another thread was first
+                return current
+            return self._obtain()
         except IamUnavailable as outage:
             self._shared.pause_until = self._clock() + max(outage.retry_after or 0.0, PAUSE_SECONDS)
             return token
         finally:
             self._shared.lock.release()
 
-    def _obtain(self, stale: str | None) -> Token:
+    def _obtain(self) -> Token:
         """Take the token from the file, or else from IAM; the lock is held."""
-        token = self._usable(stale)
+        token = self._usable()
         if token is None:
             with self._cache.locked():
-                token = self._usable(stale) or self._ask()
+                token = self._usable() or self._ask()
         self._shared.token = token
         return token
 
-    def _usable(self, stale: str | None) -> Token | None:
+    def _usable(self) -> Token | None:
         token = self._cache.read()
-        return token if token and token.text != stale and not token.due(self._clock()) else None
+        return token if token and token.text not in self._shared.dead and not token.due(self._clock()) else None
 
     def _ask(self) -> Token:
         shared = self._shared

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_URL, "urn:bulkscore")
 """Must never change: every row_uuid ever written hangs on it."""
 
-_HEX: Final = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint8).reshape(256, 2)
 _TEXT: Final = 36
 _GROUPS: Final = ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))
 
@@ -30,11 +29,12 @@ def row_namer(job: str, path: str) -> Callable[[int, int], pa.StringArray]:
     prefix = hashlib.sha1(uuid.uuid5(NAMESPACE, job).bytes + f"{path}:".encode(), usedforsecurity=False)
 
     def names(start: int, stop: int) -> pa.StringArray:
-        digests = []
+        digests: list[bytes] = []
+        copy, append = prefix.copy, digests.append
         for row in range(start, stop):
-            digest = prefix.copy()
+            digest = copy()
             digest.update(b"%d" % row)
-            digests.append(digest.digest())
+            append(digest.digest())
         return _texts(b"".join(digests))
 
     return names
@@ -54,7 +54,7 @@ def _texts(digests: bytes) -> pa.StringArray:
     octets[:, 6] = octets[:, 6] & 0x0F | 0x50
     octets[:, 8] = octets[:, 8] & 0x3F | 0x80
     count = len(octets)
-    digits = _HEX[octets].reshape(count, 32)
+    digits = np.frombuffer(octets.tobytes().hex().encode(), np.uint8).reshape(count, 32)
     text = np.full((count, _TEXT), ord("-"), np.uint8)
     for hyphens, (start, stop) in enumerate(_GROUPS):
         text[:, start + hyphens : stop + hyphens] = digits[:, start:stop]

@@ -3,7 +3,7 @@
 Rules: order is kept and nothing is lost; a body never exceeds the byte limit, judged on the exact bytes; a chunk never
 has more rows than the row limit; and it is as full as it can be: the next row would not have fitted. A row that is
 refused (it exceeds the limit alone, or the encoder said so) rides, unsent, in the chunk of its neighbours, so that a
-chunk always covers an unbroken range of its source.
+chunk always covers an unbroken range of its source; only a chunk that holds too many of them is closed early.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.encode import Encoded, Int64s
 from pipeline.ids import request_uuid
-from schemas.tables import Kind
+
+if TYPE_CHECKING:
+    from pipeline.encode import Encoded, Int64s
+    from schemas.tables import Kind
 
 MAX_ROWS: Final = 10_000
+MAX_REFUSED_BYTES: Final = 32_000_000
+"""A chunk holds at most MAX_ROWS refused rows, and about so many bytes of them: they wait in memory to be written."""
 
 Frame = Callable[[str], tuple[bytes, bytes]]
 """`request_uuid -> (what stands before the rows, what stands behind them)`: the same lengths for every uuid."""
@@ -75,7 +79,7 @@ class Chunk:
         return len(self.source_rows)
 
     def line(self, position: int) -> bytes:
-        """The JSON of one sent row."""
+        """Return the JSON of one sent row."""
         start, stop = self.spans[position]
         return self.body[start:stop]
 
@@ -120,7 +124,7 @@ def pack(blocks: Iterable[Block], limits: Limits, frame: Frame) -> Iterator[Chun
                 position += count
             if stop in refused:
                 draft.refuse(refused[stop])
-                if len(draft.refused) >= MAX_ROWS:
+                if len(draft.refused) >= MAX_ROWS or draft.refused_bytes >= MAX_REFUSED_BYTES:
                     yield draft.close()
                     draft = _Draft(frame)
     if draft:
@@ -164,6 +168,7 @@ class _Draft:
     rows: int = 0
     parts: list[tuple[Block, int, int]] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
+    refused_bytes: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.refused)
@@ -175,6 +180,7 @@ class _Draft:
 
     def refuse(self, refusal: Refusal) -> None:
         self.refused.append(refusal)
+        self.refused_bytes += len(refusal.line)
 
     def close(self) -> Chunk:
         covered = [row.source_row for row in self.refused]
@@ -201,7 +207,9 @@ class _Draft:
 
     def _keep(self) -> pa.RecordBatch:
         kept = [block.keep.slice(start, stop - start) for block, start, stop in self.parts]
-        return pa.concat_batches(kept) if kept else self.refused[0].keep.slice(0, 0)
+        if not kept:
+            return self.refused[0].keep.slice(0, 0)
+        return pa.concat_batches(kept)  # type: ignore[attr-defined, no-any-return]  # missing in the stubs
 
 
 _NO_UUIDS: Final = pa.array([], pa.string())
@@ -209,6 +217,6 @@ _NO_ROWS: Final = np.empty(0, np.int64)
 
 
 def _json(block: Block, start: int, stop: int) -> bytes:
-    """The rows of one part, joined by commas."""
+    """Return the rows of one part, joined by commas."""
     ends = block.encoded.ends
     return block.encoded.lines[ends[start - 1] if start else 0 : ends[stop - 1] - 1].replace(b"\n", b",")

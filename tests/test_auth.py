@@ -291,6 +291,16 @@ def test_a_refused_token_is_replaced_by_what_another_process_has_got(tmp_path, m
         assert auth.headers() == other.headers() == {HEADER: "MII-2"}
 
 
+def test_a_refused_token_is_not_given_out_again_while_iam_is_out(tmp_path):
+    """It would only be refused once more."""
+    with serving(granting("MII-1")) as server:
+        auth = asking(server, tmp_path)
+        stale = auth.headers()
+    for ask in (lambda: auth.refresh(stale), auth.headers):
+        with pytest.raises(IamUnavailable):
+            ask()
+
+
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [

@@ -472,10 +472,11 @@ def test_drop_resets_the_connection_after_the_work_was_done(sandbox):
     assert {"requests": 1, "rows_received": 1, "rows_answered": 0, "dropped": 1}.items() <= stats(url).items()
 
 
-def test_drop_early_resets_the_connection_before_the_body_is_read(sandbox):
-    """The body never arrives, and the client sees a reset all the same."""
+@pytest.mark.parametrize("sent", [{"body": b"", "length": 100}, {}])
+def test_drop_early_resets_the_connection_before_the_body_is_read(sandbox, sent):
+    """Whether or not the body arrives, the client sees a reset, and nothing is scored."""
     url = sandbox(faults={1: "drop-early"})
-    with bare_request(url, body=b"", length=100) as connection, pytest.raises(ConnectionResetError):
+    with bare_request(url, **sent) as connection, pytest.raises(ConnectionResetError):
         connection.recv(1)
     assert {"requests": 1, "rows_received": 0, "dropped": 1}.items() <= stats(url).items()
     assert infer(url).status_code == 200
