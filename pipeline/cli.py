@@ -9,7 +9,6 @@ import glob
 import os
 import signal
 import traceback
-from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import wraps
@@ -22,7 +21,7 @@ from pipeline import __version__
 from pipeline.errors import DEFECT, BulkscoreError, Incomplete, JobError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from pipeline.progress import Progress
     from schemas.job import Job
@@ -53,7 +52,7 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
         except BulkscoreError as error:
             complain(str(error))
             code = error.exit_code
-        except Exception:  # noqa: BLE001 - whatever else it is, it is ours
+        except Exception:
             traceback.print_exc()
             complain("this is a defect of bulkscore; please report it with the lines above")
             code = DEFECT
@@ -79,7 +78,7 @@ def answer(values: Mapping[str, Any], text: str, *, as_json: bool) -> None:
 
 
 @command
-def check(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = False) -> int:  # noqa: B006, FBT002
+def check(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = False) -> int:
     """Check a job file offline: its keys, its local paths, its secrets."""
     loaded = load(job, param, set_)
     problems = checked(loaded)
@@ -90,7 +89,7 @@ def check(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = F
 
 
 @command
-def plan(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = False) -> int:  # noqa: B006, FBT002
+def plan(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = False) -> int:
     """Show what a run would do: files, rows, requests, bytes. Nothing is called or written."""
     from pipeline.estimate import estimate
 
@@ -105,14 +104,14 @@ def plan(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = Fa
 
 
 @command
-def run(  # noqa: PLR0913
+def run(
     context: typer.Context,
     job: JobFile,
-    param: Params = [],  # noqa: B006
-    set_: Sets = [],  # noqa: B006
-    restart: Annotated[bool, typer.Option(help="Remove everything but runs/ first.")] = False,  # noqa: FBT002
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,  # noqa: FBT002
-    as_json: AsJson = False,  # noqa: FBT002
+    param: Params = [],
+    set_: Sets = [],
+    restart: Annotated[bool, typer.Option(help="Remove everything but runs/ first.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Score what is not yet scored, commit it, and report. Arguments after -- go to the Beam runner."""
     loaded = load(job, param, set_)
@@ -125,7 +124,7 @@ def run(  # noqa: PLR0913
 
     name = new_run()
 
-    def watch(progress: Progress, rows: int) -> Any:  # noqa: ANN401 - a context manager
+    def watch(progress: Progress, rows: int) -> Any:
         return showing(progress, rows, quiet=quiet)
 
     with interruptible(lambda: interrupt(loaded, name)) as signals:
@@ -147,9 +146,9 @@ def run(  # noqa: PLR0913
 @command
 def verify(
     target: Annotated[Path, typer.Argument(metavar="JOB|OUT", help="A job file, or an output.", show_default=False)],
-    param: Params = [],  # noqa: B006
-    set_: Sets = [],  # noqa: B006
-    as_json: AsJson = False,  # noqa: FBT002
+    param: Params = [],
+    set_: Sets = [],
+    as_json: AsJson = False,
 ) -> int:
     """Prove from the files alone that every row came out exactly once."""
     is_job = target.suffix in {".yaml", ".yml"}
@@ -167,7 +166,7 @@ def verify(
 
 
 @command
-def serve(  # noqa: PLR0913
+def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8500,
     token_seconds: Annotated[float, typer.Option(help="Life of a token.")] = 86400,
@@ -223,7 +222,7 @@ def schema() -> int:
 
 @app.callback(invoke_without_command=True)
 def version(
-    show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,  # noqa: FBT002
+    show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     """Score large inputs offline through models that are deployed as real-time services."""
     if show:
@@ -267,7 +266,7 @@ def pairs(flag_name: str, texts: list[str]) -> dict[str, str]:
     return found
 
 
-def flag(name: str, read: Callable[[Any], Any], text: str) -> Any:  # noqa: ANN401 - what `read` returns
+def flag(name: str, read: Callable[[Any], Any], text: str) -> Any:
     """Read the value of a flag that has the form of a job file's value."""
     try:
         return read(text)

@@ -149,7 +149,7 @@ class Watchdog:
 class WatchedTlsSocket(ssl.SSLSocket):
     """For `SSLContext.sslsocket_class`: lets the watchdog reach a handshake, too."""
 
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 the signature is given
+    def do_handshake(self, block: bool = False) -> None:
         """Shake hands within the exchange's time."""
         _attach(self)
         super().do_handshake(block)
@@ -189,7 +189,7 @@ class _Connection(HTTPConnection):
                     raise
         raise OSError("the host has no address")
 
-    def request(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 urllib3's own
+    def request(self, *args: Any, **options: Any) -> None:
         """Send a request; the head waits for the body, and both leave together unless the body is big."""
         if self.sock is None:
             self.connect()
@@ -203,7 +203,7 @@ class _Connection(HTTPConnection):
         for data in [b"".join(held)] if sum(map(len, held)) <= _ONE_PIECE else held:
             self.send(data)
 
-    def send(self, data: Any) -> None:  # noqa: ANN401 http.client's own
+    def send(self, data: Any) -> None:
         """Send, or hold back what belongs to a request that is being composed."""
         if self._held is None:
             super().send(data)
@@ -249,12 +249,12 @@ class DeadlineAdapter(HTTPAdapter):
         self._routes: dict[str, tuple[HTTPConnectionPool, str]] = {}
         super().__init__(pool_connections=1000, pool_maxsize=connections, max_retries=0, pool_block=False)
 
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 the signature is given
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
         """Make the pools of direct connections."""
         super().init_poolmanager(*args, **options, ssl_context=self._context)
         self.poolmanager.pool_classes_by_scheme = _POOLS
 
-    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:  # noqa: ANN401 the signature is given
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
         """Make the pools of connections through `proxy`; they too are watched."""
         if proxy.lower().startswith("socks"):
             raise JobError("the environment names a SOCKS proxy; allowed: an http:// proxy, or the host in NO_PROXY")

@@ -78,5 +78,3 @@ def _requests(job: Job, todo: list[Work], row_bytes: float) -> tuple[int, int]:
     rows = max(1, min(limits.rows or MAX_ROWS, fitting))
     requests = sum(-(-(work.stop - work.start) // rows) for work in todo)
     return requests, int(requests * envelope + row_bytes * sum(work.stop - work.start for work in todo))
-
-

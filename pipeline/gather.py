@@ -55,7 +55,7 @@ def draft(job: Job, planned: Planned, run: str) -> Plan | None:
     for one in listed:
         if one.path in known and known[one.path].version != one.version:
             raise JobError(
-                f"input.path: {one.uri} changed since it was planned ({known[one.path].version} then, {one.version} now); "
+                f"input.path: {one.uri} changed since it was planned ({known[one.path].version}, now {one.version}); "
                 "score it into a new output.path, or use --restart to score everything again"
             )
         if one.path in known:  # the input may have moved as a whole: its rows are the same rows
@@ -91,6 +91,6 @@ def _same_types(one: Listed, found: Footer, columns: dict[str, str], used: tuple
     for name in used:
         if types[name] != columns.get(name, types[name]):
             raise JobError(
-                f"input.path: column {name!r} is {types[name]} in {one.uri} and {columns[name]} in the files before it; "
+                f"input.path: column {name!r} is {types[name]} in {one.uri} and {columns[name]} in files before it; "
                 f"declare it: input.columns: {{{name}: ...}}"
             )

@@ -56,4 +56,6 @@ def keep_apart(pattern: str, output: str) -> None:
     for name in OUR_NAMES:
         path = f"{output.rstrip('/')}/{name}"
         if path.startswith(inside) and matches(rest, path.removeprefix(inside)):
-            raise JobError(f"output.path: {output} is inside the input: its {name} would match {pattern}; move one of them")
+            raise JobError(
+                f"output.path: {output} is inside the input: its {name} would match {pattern}; move one of them"
+            )

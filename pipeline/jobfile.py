@@ -138,7 +138,7 @@ class _Loading:
             known[name] = names[name] if isinstance(text, str | None) else text
         return names
 
-    def walked(self, value: Any, keys: Keys, change: Callable[[str, Keys], Any]) -> Any:  # noqa: ANN401 any YAML value
+    def walked(self, value: Any, keys: Keys, change: Callable[[str, Keys], Any]) -> Any:
         """Give a copy in which every text has been changed."""
         if isinstance(value, dict):
             return {key: self.walked(one, (*keys, key), change) for key, one in value.items()}

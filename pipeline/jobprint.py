@@ -81,7 +81,7 @@ def _answer_paths() -> set[str]:
     return {path for path, mark in marks().items() if mark == "answers"}
 
 
-def _at(document: Any, path: str) -> Any:  # noqa: ANN401 any JSON value
+def _at(document: Any, path: str) -> Any:
     for key in path.split("."):
         document = document.get(key, _ABSENT) if isinstance(document, dict) else _ABSENT
     return document

@@ -76,7 +76,7 @@ def read(path: Path) -> Document:
     return Document(values, lines)
 
 
-def parse(text: str, lines: dict[Keys, int] | None = None) -> Any:  # noqa: ANN401 whatever the text holds
+def parse(text: str, lines: dict[Keys, int] | None = None) -> Any:
     """Read one YAML value, and note in `lines` where its keys stand. Raises `NotReadableError`."""
     try:
         root = yaml.compose(text, Loader=_LOADER)
@@ -103,7 +103,7 @@ class _Reader:
     lines: dict[Keys, int]
     above: list[yaml.Node] = field(default_factory=list)
 
-    def value(self, node: yaml.Node, keys: Keys) -> Any:  # noqa: ANN401 whatever the node holds
+    def value(self, node: yaml.Node, keys: Keys) -> Any:
         line = node.start_mark.line + 1
         if node.tag not in _TAGS:
             raise NotReadableError("tags are not known here; put text that starts with ! in quotes", line)
@@ -115,7 +115,7 @@ class _Reader:
         finally:
             self.above.pop()
 
-    def _held(self, node: yaml.Node, keys: Keys) -> Any:  # noqa: ANN401 whatever the node holds
+    def _held(self, node: yaml.Node, keys: Keys) -> Any:
         if isinstance(node, yaml.SequenceNode):
             return [self.value(one, keys) for one in node.value]
         if isinstance(node, yaml.MappingNode):

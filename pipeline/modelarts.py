@@ -62,9 +62,11 @@ class ModelArts:
         before, behind = ('"data":{"req_data":[', "]}}") if self._wrapped else ('"req_data":[', "]}")
         return f"{{{meta}{before}".encode(), behind.encode()
 
-    def read(self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int) -> pa.Array[Any] | Fault:
+    def read(
+        self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int
+    ) -> pa.Array[Any] | Fault:
         """Return the rows' answers as JSON texts, in order, or why this reply is none."""
-        if status != 200:  # noqa: PLR2004
+        if status != 200:
             return judge(status, headers, body)
         try:
             reply = _WRAPPED.decode(body) if self._wrapped else _BARE.decode(body)

@@ -6,12 +6,12 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from schemas.plan import Split, Work
-from schemas.receipt import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from schemas.plan import Source
+    from schemas.receipt import Receipt
 
 SPLITS_PER_WORKER: Final = 20
 MIN_SPLIT_BYTES: Final = 32_000_000

@@ -68,8 +68,8 @@ def types_of(columns: Mapping[str, str]) -> dict[str, pa.DataType]:
 class Reader:
     """Reads ranges of rows, one after the other; a range that follows the last one costs no second look.
 
-    Parquet cannot be entered in the middle of a row group: what comes before a range in its group is decoded and thrown
-    away. A worker reads its splits in order, so the file stays open behind the last range until another one is asked for.
+    Parquet cannot be entered in the middle of a row group: what comes before a range in its group is decoded and
+    thrown away. A worker reads its splits in order, so the file stays open behind the last range for the next one.
     Not thread-safe.
     """
 
@@ -132,7 +132,7 @@ class _OpenSource:
 
 
 def _groups(metadata: pq.FileMetaData, start: int) -> tuple[int, list[int], int]:
-    """Return (number of the first row of the group that `start` is in, that group and all behind it, bytes of a row)."""
+    """Return (first row of the group that `start` is in, that group and all behind it, bytes of a row)."""
     groups: list[int] = []
     row = first = size = 0
     for index in range(metadata.num_row_groups):

@@ -1,4 +1,4 @@
-"""One run: lock, plan, score until nothing is left, judge the whole output, report. Convergent: it does what is not done."""
+"""One run: lock, plan, score until nothing is left, judge the whole output, report."""
 
 from __future__ import annotations
 
@@ -231,5 +231,5 @@ def interrupt(job: Job, name: str) -> None:
         write_stop(Store(job.output.path), name, StorageFailed("interrupted; the same command resumes"))
 
 
-def _json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+def _json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=1)

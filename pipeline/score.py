@@ -6,12 +6,12 @@ import random
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pipeline.auth import open_auth
 from pipeline.caller import Caller
+from pipeline.columns import columns_of, encoder_of
 from pipeline.converse import Adapter, Outcome, Scored, Setting
 from pipeline.errors import BulkscoreError, JobError
 from pipeline.ids import row_namer
@@ -19,22 +19,22 @@ from pipeline.ledger import read_receipts, read_stop, write_stop
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS, Block, Chunk, Limits, pack
 from pipeline.plan import Range, counting, subtract
-from pipeline.progress import Progress
-from pipeline.columns import columns_of, encoder_of
 from pipeline.read import Reader, footer, types_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
 from pipeline.transport import Transport
 from pipeline.write import RangeWriter
-from schemas.receipt import Receipt
 from schemas.secret import Unresolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
     from pipeline.columns import Columns
+    from pipeline.progress import Progress
     from schemas.job import Job
     from schemas.plan import Source, Work
+    from schemas.receipt import Receipt
 
 
 class Scorer:
@@ -138,7 +138,7 @@ class _Course:
 
     def start(self, chunk: Chunk) -> None:
         """Start a chunk's conversation as soon as there is a place for it; meanwhile write what is done."""
-        caller = self._scorer._caller  # noqa: SLF001 - a part of the scorer
+        caller = self._scorer._caller
         while not caller.reserve(chunk, self._pending[0][1] if self._pending else None):
             self._settle()
         self._pending.append((chunk, caller.submit(chunk)))
@@ -158,7 +158,7 @@ class _Course:
             outcomes = future.result()
         except (Stopped, BulkscoreError) as error:
             if isinstance(error, BulkscoreError):
-                self._scorer._stop(error)  # noqa: SLF001
+                self._scorer._stop(error)
             self._note(self._writer.skip(chunk.stop))
         else:
             self._note(self._writer.add(chunk, outcomes))
@@ -166,7 +166,7 @@ class _Course:
             dead = len(chunk) - rows + len(chunk.refused)
             self._scorer.progress.add(rows=rows + dead, dead=dead)
         finally:
-            self._scorer._caller.release(chunk)  # noqa: SLF001
+            self._scorer._caller.release(chunk)
 
     def _note(self, receipt: Receipt | None) -> None:
         if receipt:
@@ -182,12 +182,12 @@ def _caller(job: Job, adapter: Adapter, stopping: Stopping, progress: Progress) 
         url=service.url[0],
         clock=time.monotonic,
         now=lambda: datetime.now(UTC),
-        rng=random.Random(),  # noqa: S311 - jitter
+        rng=random.Random(),
         last_success=lambda: float("-inf"),
     )
     try:
         headers = {name: value.resolve() for name, value in service.headers.items()}
-        auth = open_auth(service.auth)
+        auth = open_auth(service.auth, verify=service.tls.ca or service.tls.verify)
     except Unresolved as error:
         raise JobError(str(error)) from None
     transport = Transport(

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar on a terminal, a line every 30 s otherwise. Answers go to stdout, and are not from here."""
+"""Progress on stderr: a live bar on a terminal, a line every 30 s otherwise."""
 
 from __future__ import annotations
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
-from pipeline.errors import BulkscoreError
+if TYPE_CHECKING:
+    from pipeline.errors import BulkscoreError
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
+class Stopped(Exception):
     """A conversation ends because the run does; its rows stay undone."""
 
 

@@ -15,7 +15,7 @@ import tempfile
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Final, NamedTuple, Self
 
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
@@ -117,7 +117,7 @@ class Draft:
         self.size = 0
         place = Path(root, folder, f"{_PART}{uuid.uuid4().hex}") if self._local else None
         self._part = place
-        self._file: IO[bytes] = place.open("wb") if place else tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
+        self._file: IO[bytes] = place.open("wb") if place else tempfile.TemporaryFile()
 
     def write(self, content: bytes | memoryview) -> int:
         """Append bytes."""
@@ -148,7 +148,7 @@ class Draft:
         if self._part:
             self._part.unlink(missing_ok=True)
 
-    def __enter__(self) -> Draft:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,9 +1,8 @@
-"""Proof from files alone: every planned row is in exactly one result or dead letter, and every object is what was written."""
+"""Proof from files alone: every planned row is in one result or dead letter, every object is what was written."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -11,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.encode import Int64s
 from pipeline.errors import JobError
 from pipeline.ids import row_namer
 from pipeline.ledger import SUCCESS, Planned, counted, read_plans
@@ -19,6 +17,9 @@ from pipeline.plan import remaining
 from pipeline.storage import Store, storing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.encode import Int64s
     from schemas.plan import Source
     from schemas.receipt import Receipt, StoredObject
 
@@ -54,7 +55,9 @@ _identity: Final = msgspec.json.Decoder(_Identity)
 def verify(store: Store) -> Verdict:
     """Recount and rehash an output. Memory is bounded by one object's row numbers. Raises JobError when it is none."""
     if not store.exists("job.json"):
-        raise JobError(f"{store.uri} has no job.json, so it is no output of bulkscore; name a job file or its output.path")
+        raise JobError(
+            f"{store.uri} has no job.json, so it is no output of bulkscore; name a job file or its output.path"
+        )
     job = msgspec.json.decode(store.read("job.json"), type=_JobName).name
     planned = read_plans(store)
     receipts = counted(store, planned)
@@ -96,7 +99,8 @@ def _receipt(store: Store, job: str, source: Source, receipt: Receipt) -> Iterat
     counts = np.pad(counts, (0, receipt.stop - receipt.start - len(counts)))
     for what, wrong in (("missing", counts == 0), ("doubled", counts > 1)):
         if wrong.any():
-            yield f"{what}: {int(wrong.sum())} rows, such as {_some(np.flatnonzero(wrong) + receipt.start)}, of {receipt.name}"
+            rows_of = _some(np.flatnonzero(wrong) + receipt.start)
+            yield f"{what}: {int(wrong.sum())} rows, such as {rows_of}, of {receipt.name}"
     if receipt.scored + receipt.dead != len(found):
         yield f"wrong count: {receipt.name} says {receipt.scored} + {receipt.dead} rows, its objects have {len(found)}"
 
@@ -138,7 +142,7 @@ def _foreign(job: str, source: Source, receipt: Receipt, rows: Int64s, uuids: pa
     own = row_namer(job, source.path)(low, high).take(rows - low)
     if own.to_pylist() != uuids.to_pylist():
         wrong = np.flatnonzero([mine != theirs for mine, theirs in zip(own, uuids, strict=True)])
-        yield f"foreign: {len(wrong)} row_uuids, such as that of row {_some(rows[wrong])}, in {receipt.name} belong to other rows"
+        yield f"foreign: {len(wrong)} row_uuids in {receipt.name}, such as that of row {_some(rows[wrong])}, are of other rows"
 
 
 def _some(rows: Int64s) -> str:

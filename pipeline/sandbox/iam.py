@@ -25,7 +25,7 @@ TOKEN_BYTES: Final = 1_200  # real tokens are long: about this many after base64
 REMEMBERED: Final = 10_000  # tokens; the oldest are forgotten, so that a sandbox can run for months
 
 
-class Denied(Exception):  # noqa: N818 -- an answer of IAM, not a defect
+class Denied(Exception):
     """No token: the status and the message of IAM's reply."""
 
     def __init__(self, status: int, title: str, message: str) -> None:

@@ -51,7 +51,7 @@ MESSAGES: Final[dict[str, str]] = {
 }
 
 
-class Refusal(Exception):  # noqa: N818 -- named after what the platform does, not after a defect of ours
+class Refusal(Exception):
     """A request that ends with an error reply: a key of `MESSAGES`, some detail, `Retry-After` in whole seconds."""
 
     def __init__(self, key: str, detail: str = "", *, retry_after: int | None = None) -> None:

@@ -38,7 +38,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._ready()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 -- uvicorn's signature
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop at once: nobody waits for a sandbox to finish a 40 s answer."""
         for server in self.servers:
             server.close()
@@ -74,9 +74,9 @@ def serve(options: Options) -> None:
     """
 
     def announce() -> None:
-        print(f"bulkscore sandbox: {_url(options, listener)}", flush=True)  # noqa: T201
+        print(f"bulkscore sandbox: {_url(options, listener)}", flush=True)
         credentials = f"user, password, domain, project: {DEMO}; project id: {PROJECT_ID}"
-        print(credentials, file=sys.stderr, flush=True)  # noqa: T201
+        print(credentials, file=sys.stderr, flush=True)
 
     config = _config(options)
     with _listen(options) as listener:

@@ -96,7 +96,7 @@ async def _left(receive: Receive) -> bool:
     return True
 
 
-def _cycle(send: Send) -> Any:  # noqa: ANN401 -- uvicorn has no name for it that is meant for us
+def _cycle(send: Send) -> Any:
     return cast("Any", send).__self__
 
 
