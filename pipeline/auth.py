@@ -85,7 +85,7 @@ class _Given(_Unpicklable):
     def headers(self) -> Mapping[str, str]:
         return self._headers
 
-    def refresh(self, stale: Mapping[str, str]) -> None:
+    def refresh(self, stale: Mapping[str, str]) -> None:  # noqa: ARG002 there are no others
         raise Refused(self._refusal)
 
 
@@ -150,7 +150,7 @@ _shared: Final[dict[str, _Shared]] = {}
 class _Tokens(_Unpicklable):
     """Tokens that IAM gives for a password."""
 
-    def __init__(self, account: Account, cache: _Cache, clock: Callable[[], float], verify: bool | str) -> None:
+    def __init__(self, account: Account, cache: _Cache, clock: Callable[[], float], verify: bool | str) -> None:  # noqa: FBT001
         self._account = account
         self._cache = cache
         self._clock = clock

@@ -129,7 +129,7 @@ class Caller:
         try:
             credentials = self._auth.headers()
         except IamUnavailable as error:
-            return {}, Unanswered(Fault(Action.SLOWER, None, None, str(error)), False, 0.0, error.retry_after)
+            return {}, Unanswered(Fault(Action.SLOWER, None, None, str(error)), False, 0.0, error.retry_after)  # noqa: FBT003
         headers = {**self._headers, **trace(chunk.uuid), **credentials}
         with self._place():
             reply = self._transport.post(
@@ -138,7 +138,7 @@ class Caller:
         if isinstance(reply, NoReply):
             fault = Fault(_BY_MISHAP[reply.kind], None, None, reply.message)
             return credentials, Unanswered(fault, reply.received, reply.seconds)
-        if reply.status == 200:
+        if reply.status == 200:  # noqa: PLR2004
             self._succeeded(len(reply.body), len(chunk))
         return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds)
 

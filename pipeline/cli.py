@@ -52,7 +52,7 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
         except BulkscoreError as error:
             complain(str(error))
             code = error.exit_code
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever else it is, it is ours
             traceback.print_exc()
             complain("this is a defect of bulkscore; please report it with the lines above")
             code = DEFECT
@@ -78,7 +78,7 @@ def answer(values: Mapping[str, Any], text: str, *, as_json: bool) -> None:
 
 
 @command
-def check(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = False) -> int:
+def check(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = False) -> int:  # noqa: B006, FBT002
     """Check a job file offline: its keys, its local paths, its secrets."""
     loaded = load(job, param, set_)
     problems = checked(loaded)
@@ -89,7 +89,7 @@ def check(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = F
 
 
 @command
-def plan(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = False) -> int:
+def plan(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = False) -> int:  # noqa: B006, FBT002
     """Show what a run would do: files, rows, requests, bytes. Nothing is called or written."""
     from pipeline.estimate import estimate
 
@@ -107,11 +107,11 @@ def plan(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = Fa
 def run(
     context: typer.Context,
     job: JobFile,
-    param: Params = [],
-    set_: Sets = [],
-    restart: Annotated[bool, typer.Option(help="Remove everything but runs/ first.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
-    as_json: AsJson = False,
+    param: Params = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    restart: Annotated[bool, typer.Option(help="Remove everything but runs/ first.")] = False,  # noqa: FBT002
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,  # noqa: FBT002
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> int:
     """Score what is not yet scored, commit it, and report. Arguments after -- go to the Beam runner."""
     loaded = load(job, param, set_)
@@ -146,9 +146,9 @@ def run(
 @command
 def verify(
     target: Annotated[Path, typer.Argument(metavar="JOB|OUT", help="A job file, or an output.", show_default=False)],
-    param: Params = [],
-    set_: Sets = [],
-    as_json: AsJson = False,
+    param: Params = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> int:
     """Prove from the files alone that every row came out exactly once."""
     is_job = target.suffix in {".yaml", ".yml"}
@@ -222,7 +222,7 @@ def schema() -> int:
 
 @app.callback(invoke_without_command=True)
 def version(
-    show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,  # noqa: FBT002
 ) -> None:
     """Score large inputs offline through models that are deployed as real-time services."""
     if show:
@@ -245,7 +245,7 @@ def checked(job: Job) -> list[str]:
     problems = missing_secrets(job) if job.runner.name == "local" else []
     for path in job.input.path:
         keep_apart(path, job.output.path)
-        if "://" not in path and not any(glob.iglob(path, recursive=True)):
+        if "://" not in path and not any(glob.iglob(path, recursive=True)):  # noqa: PTH207 - absolute patterns
             problem = "matches no file" if glob.has_magic(path) else "does not exist"
             problems.append(f"input.path: {path} {problem}; mend the path, or put the file there")
     files = {"ca": job.service.tls.ca, "cert": job.service.tls.cert, "key": job.service.tls.key}

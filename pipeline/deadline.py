@@ -149,7 +149,7 @@ class Watchdog:
 class WatchedTlsSocket(ssl.SSLSocket):
     """For `SSLContext.sslsocket_class`: lets the watchdog reach a handshake, too."""
 
-    def do_handshake(self, block: bool = False) -> None:
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 the signature is given
         """Shake hands within the exchange's time."""
         _attach(self)
         super().do_handshake(block)

@@ -103,7 +103,7 @@ def _odd_floats(names: Iterable[str], columns: Iterable[pa.Array[Any]]) -> dict[
     refused: dict[int, str] = {}
     for name, column in zip(names, columns, strict=True):
         if pa.types.is_floating(column.type):
-            odd = pc.invert(pc.is_finite(column)).fill_null(False)
+            odd = pc.invert(pc.is_finite(column)).fill_null(False)  # noqa: FBT003 - pyarrow's signature
             for position in np.flatnonzero(odd.to_numpy(zero_copy_only=False)).tolist():
                 refused.setdefault(position, f"{name} is {column[position]}, and the job file says nan: reject")
     return refused

@@ -113,7 +113,7 @@ def account_of(auth: TokenAuth, environ: Mapping[str, str]) -> Account:
     )
 
 
-def ask(account: Account, verify: bool | str, clock: Callable[[], float]) -> Token:
+def ask(account: Account, verify: bool | str, clock: Callable[[], float]) -> Token:  # noqa: FBT001 as in requests
     """Ask IAM once. Raises `Refused` or `IamUnavailable`, without a trace of the request: the password is in it."""
     from keystoneauth1.exceptions import ClientException  # slow to import, and seldom needed
 
@@ -134,7 +134,7 @@ def _life(access: AccessInfo) -> float:
     return (expires - issued).total_seconds()
 
 
-def _access(account: Account, verify: bool | str) -> AccessInfo:
+def _access(account: Account, verify: bool | str) -> AccessInfo:  # noqa: FBT001 as in requests
     from keystoneauth1.identity.v3 import Password
     from keystoneauth1.session import Session
 
@@ -170,10 +170,10 @@ def _failure(account: Account, error: ClientException) -> Refused | IamUnavailab
     code, message = words(response.content)
     said = " ".join(f"{status} {'' if code == str(status) else code} {message}".split())
     said = said.replace(account.password, "***")
-    if status in _TRANSIENT or status >= 500:
+    if status in _TRANSIENT or status >= 500:  # noqa: PLR2004
         return IamUnavailable(
             f"{account.place} gives no token: {said}", retry_after(response.headers, datetime.now(UTC))
         )
-    if status < 400:
+    if status < 400:  # noqa: PLR2004
         return Refused(f"{account.place} answers {status} without a token; check service.auth.auth_url")
     return Refused(f"{account.place} refuses the credentials: {said}; check {_MEND.get(status, _MEND_OTHERS)}")

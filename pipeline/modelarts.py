@@ -66,7 +66,7 @@ class ModelArts:
         self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int
     ) -> pa.Array[Any] | Fault:
         """Return the rows' answers as JSON texts, in order, or why this reply is none."""
-        if status != 200:
+        if status != 200:  # noqa: PLR2004
             return judge(status, headers, body)
         try:
             reply = _WRAPPED.decode(body) if self._wrapped else _BARE.decode(body)

@@ -138,7 +138,7 @@ class _Course:
 
     def start(self, chunk: Chunk) -> None:
         """Start a chunk's conversation as soon as there is a place for it; meanwhile write what is done."""
-        caller = self._scorer._caller
+        caller = self._scorer._caller  # noqa: SLF001 - a part of the scorer
         while not caller.reserve(chunk, self._pending[0][1] if self._pending else None):
             self._settle()
         self._pending.append((chunk, caller.submit(chunk)))
@@ -158,7 +158,7 @@ class _Course:
             outcomes = future.result()
         except (Stopped, BulkscoreError) as error:
             if isinstance(error, BulkscoreError):
-                self._scorer._stop(error)
+                self._scorer._stop(error)  # noqa: SLF001
             self._note(self._writer.skip(chunk.stop))
         else:
             self._note(self._writer.add(chunk, outcomes))
@@ -166,7 +166,7 @@ class _Course:
             dead = len(chunk) - rows + len(chunk.refused)
             self._scorer.progress.add(rows=rows + dead, dead=dead)
         finally:
-            self._scorer._caller.release(chunk)
+            self._scorer._caller.release(chunk)  # noqa: SLF001
 
     def _note(self, receipt: Receipt | None) -> None:
         if receipt:
@@ -182,7 +182,7 @@ def _caller(job: Job, adapter: Adapter, stopping: Stopping, progress: Progress) 
         url=service.url[0],
         clock=time.monotonic,
         now=lambda: datetime.now(UTC),
-        rng=random.Random(),
+        rng=random.Random(),  # noqa: S311 - jitter
         last_success=lambda: float("-inf"),
     )
     try:

@@ -117,7 +117,7 @@ class Draft:
         self.size = 0
         place = Path(root, folder, f"{_PART}{uuid.uuid4().hex}") if self._local else None
         self._part = place
-        self._file: IO[bytes] = place.open("wb") if place else tempfile.TemporaryFile()
+        self._file: IO[bytes] = place.open("wb") if place else tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
 
     def write(self, content: bytes | memoryview) -> int:
         """Append bytes."""

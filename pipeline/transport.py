@@ -82,7 +82,7 @@ class NoReply:
     seconds: float
 
 
-def tls_context(verify: bool | str, cert: tuple[str, str] | str | None) -> ssl.SSLContext:
+def tls_context(verify: bool | str, cert: tuple[str, str] | str | None) -> ssl.SSLContext:  # noqa: FBT001 as in requests
     """One context for all connections: reading the CA bundle for each would cost 10 ms every time."""
     context = create_urllib3_context()
     context.sslsocket_class = WatchedTlsSocket
@@ -100,7 +100,7 @@ def tls_context(verify: bool | str, cert: tuple[str, str] | str | None) -> ssl.S
     return context
 
 
-def _load_authorities(context: ssl.SSLContext, verify: bool | str) -> None:
+def _load_authorities(context: ssl.SSLContext, verify: bool | str) -> None:  # noqa: FBT001 as in requests
     named = (
         ("service.tls.ca", verify if isinstance(verify, str) else None),
         *((name, os.environ.get(name)) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")),

