@@ -8,17 +8,20 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.session import acquire, release
+from pipeline.errors import BulkscoreError, JobError, StorageFailed
+from pipeline.session import acquire, refuse, release
 from schemas.plan import Work
 from schemas.receipt import Receipt
 
 if TYPE_CHECKING:
+    from pipeline.score import Scorer
     from schemas.job import Job
 
 logging.disable(logging.WARNING)  # Beam warns, on the root logger, of optional clouds that are not installed
 import apache_beam as beam  # noqa: E402
 from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
 from apache_beam.runners.portability.fn_api_runner import fn_runner  # noqa: E402
+from apache_beam.runners.runner import create_runner  # noqa: E402
 from apache_beam.transforms.window import GlobalWindow  # noqa: E402
 from apache_beam.utils.windowed_value import WindowedValue  # noqa: E402
 
@@ -39,11 +42,16 @@ class ScoreSplits(beam.DoFn):
     def __init__(self, job: Job, run: str) -> None:
         self._job = job
         self._run = run
+        self._scorer: Scorer | None = None
 
     def setup(self) -> None:
         """Open the worker's scorer; secrets are resolved here and nowhere else."""
         gc.freeze()  # what is imported by now stays: no need to look through it for garbage again and again
-        self._scorer = acquire(self._job, self._run)
+        try:
+            self._scorer = acquire(self._job, self._run)
+        except BulkscoreError as error:  # such as a secret that this worker does not have
+            self._scorer = None
+            refuse(self._job, self._run, error)
         self._splits = ThreadPoolExecutor(SPLITS_AT_ONCE, thread_name_prefix="split")
 
     def start_bundle(self) -> None:
@@ -52,6 +60,8 @@ class ScoreSplits(beam.DoFn):
 
     def process(self, work: Work) -> Iterator[Receipt]:
         """Start a range; emit what is done by now."""
+        if self._scorer is None:
+            return
         self._pending.append(self._splits.submit(self._scorer.score, work))
         done = [future for future in self._pending if future.done()]
         self._pending = [future for future in self._pending if future not in done]
@@ -67,7 +77,8 @@ class ScoreSplits(beam.DoFn):
     def teardown(self) -> None:
         """Let the threads go."""
         self._splits.shutdown()
-        release(self._run)
+        if self._scorer:
+            release(self._run)
 
 
 class ScoreRows(beam.PTransform):  # type: ignore[type-arg] # not subscriptable at run time
@@ -84,12 +95,38 @@ class ScoreRows(beam.PTransform):  # type: ignore[type-arg] # not subscriptable 
 
 
 def run_pipeline(job: Job, run: str, work: Iterable[Work], arguments: Iterable[str]) -> None:
-    """Run the pipeline to its end on the job's runner; raises what the runner raises."""
-    name = job.runner.name
-    flags = [*options(job), *arguments]
-    runner = fn_runner.FnApiRunner() if name == "local" else RUNNERS.get(name, name)
-    with beam.Pipeline(runner=runner, options=PipelineOptions(flags=flags)) as pipeline:
-        _ = pipeline | "Plan" >> beam.Create(list(work), reshuffle=False) | "ScoreRows" >> ScoreRows(job, run)
+    """Run the pipeline to its end on the job's runner.
+
+    Raises JobError for a runner or options that Beam does not know, StorageFailed when a remote runner fails; a failure
+    of the local one is a defect, and comes as it is.
+    """
+    local = job.runner.name == "local"
+    pipeline = beam.Pipeline(runner=_runner(job.runner.name), options=_options([*options(job), *arguments]))
+    _ = pipeline | "Plan" >> beam.Create(list(work), reshuffle=False) | "ScoreRows" >> ScoreRows(job, run)
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as error:
+        if local:
+            raise
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise StorageFailed(f"the runner {job.runner.name} failed: {told[-1]}; the same command resumes") from error
+
+
+def _runner(name: str) -> Any:
+    if name == "local":
+        return fn_runner.FnApiRunner()
+    try:
+        return create_runner(RUNNERS.get(name, name))
+    except (ValueError, ImportError, AttributeError) as error:
+        known = ", ".join(["local", *RUNNERS])
+        raise JobError(f"runner.name: {name!r}: {error}; allowed: {known}, or a Beam runner's class name") from None
+
+
+def _options(flags: list[str]) -> PipelineOptions:
+    try:
+        return PipelineOptions(flags=flags)
+    except SystemExit:  # argparse has said on stderr what it does not like
+        raise JobError(f"runner.options: Beam does not take {' '.join(flags)}") from None
 
 
 def options(job: Job) -> list[str]:

@@ -11,7 +11,7 @@ from pipeline.auth import IamUnavailable
 from pipeline.converse import Answered, Outcome, Send, Setting, Unanswered, Wait, converse
 from pipeline.status import Action, Fault
 from pipeline.transport import NoReply
-from pipeline.window import Budget, Window
+from pipeline.window import Budget, Pace, Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,6 +52,7 @@ class Caller:
         auth: Auth,
         headers: Mapping[str, str],
         limits: Limits,
+        rate: float | None,
         stopping: Stopping,
         progress: Progress,
     ) -> None:
@@ -65,6 +66,7 @@ class Caller:
         self._last_success = float("-inf")
         self._changed = threading.Condition()
         self._window = Window(limits.in_flight, clock=setting.clock)
+        self._pace = Pace(rate)
         self._budget = Budget(BUDGET_BYTES)
         self._costs: dict[int, int] = {}
         self._most = _AHEAD * self._window.limit
@@ -150,8 +152,11 @@ class Caller:
                 self._stopping.check()
                 self._changed.wait(1.0)
             self._window.in_flight += 1
+            seconds = self._pace.turn(self._setting.clock())
         self._progress.add(requests=1, in_flight=1)
         try:
+            if seconds:
+                self._stopping.wait(seconds)
             yield
         finally:
             self._progress.add(in_flight=-1)

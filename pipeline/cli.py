@@ -118,6 +118,8 @@ def run(
     problems = checked(loaded)
     if problems:
         raise JobError("\n".join(problems))
+    if not loaded.service.tls.verify:
+        typer.echo("* service.tls.verify is false: whoever answers for the service is believed", err=True)
     from pipeline.run import interrupt, new_run
     from pipeline.run import run as start
     from pipeline.show import showing

@@ -104,7 +104,11 @@ Outcome = Scored | Dead
 
 
 class Setting(NamedTuple):
-    """What all conversations of a worker share. `last_success` is the clock's time of the service's last success."""
+    """What all conversations of a worker share.
+
+    `last_success` is the clock's time of the service's last success; `alone` tells whether no other conversation of
+    this worker is under way, so that there is none to compare with.
+    """
 
     adapter: Adapter
     retry: Retry
@@ -113,73 +117,103 @@ class Setting(NamedTuple):
     now: Callable[[], datetime]
     rng: Random
     last_success: Callable[[], float]
+    alone: Callable[[], bool] = lambda: True
 
 
 class _Course(NamedTuple):
-    """How an action goes on: halve after so many attempts (None: never), then die as `kind`, at once or when spent."""
+    """How a fault goes on: as what a lone row dies, after how many a request is halved, or whether both at once."""
 
-    halve_after: int | None
     kind: Kind
+    halve_after: int | None = None
     at_once: bool = False
 
 
 _COURSES: Final[dict[Action, _Course]] = {
-    Action.RETRY: _Course(None, "exhausted"),
-    Action.SLOWER: _Course(None, "exhausted"),
-    Action.TIMEOUT: _Course(2, "timeout"),
-    Action.MISFIT: _Course(2, "mismatch"),
-    Action.TOO_LARGE: _Course(1, "too_large", at_once=True),
-    Action.REJECT: _Course(1, "rejected", at_once=True),
+    Action.RETRY: _Course("exhausted"),
+    Action.SLOWER: _Course("exhausted"),
+    Action.TIMEOUT: _Course("timeout", halve_after=2),
+    Action.MISFIT: _Course("mismatch", halve_after=2),
+    Action.TOO_LARGE: _Course("too_large", at_once=True),
+    Action.REJECT: _Course("rejected", at_once=True),
 }
 
 
 def converse(chunk: Chunk, setting: Setting) -> Generator[Command, Answered | Unanswered | None, list[Outcome]]:
     """Bring every sent row of the chunk to an outcome; outcomes are in row order.
 
+    A request that fails while others succeed is the rows' trouble: what is halved for it, and fails for it again, is
+    halved again, until the rows are alone. While nothing succeeds it is the service's trouble, and nothing dies of it.
+
     Raises Refused when the service refuses the whole job, StorageFailed when it stays out longer than `retry.outage`.
     """
-    todo, outcomes = [chunk] if len(chunk) else [], []
+    todo: list[tuple[Chunk, Action | None]] = [(chunk, None)] if len(chunk) else []
+    outcomes: list[Outcome] = []
     while todo:
-        part = todo.pop()
-        outcome = yield from _request(part, setting)
-        if outcome is None:
+        part, suspected = todo.pop()
+        outcome = yield from _request(part, suspected, setting)
+        if isinstance(outcome, Action):
             middle = (len(part) + 1) // 2
-            todo.append(part.part(middle, len(part), setting.adapter.frame))
-            todo.append(part.part(0, middle, setting.adapter.frame))
+            todo.append((part.part(middle, len(part), setting.adapter.frame), outcome))
+            todo.append((part.part(0, middle, setting.adapter.frame), outcome))
         else:
             outcomes.append(outcome)
     return outcomes
 
 
-def _request(chunk: Chunk, setting: Setting) -> Generator[Command, Answered | Unanswered | None, Outcome | None]:
-    """Bring one request to its outcome; None means that it is to be halved."""
+def _request(
+    chunk: Chunk, suspected: Action | None, setting: Setting
+) -> Generator[Command, Answered | Unanswered | None, Outcome | Action]:
+    """Bring one request to its outcome; an Action means that it is to be halved for that.
+
+    `suspected` is what the request was halved for that these rows were in.
+    """
     patience = Patience(setting.retry, clock=setting.clock, rng=setting.rng)
     history: list[Attempt] = []
-    refreshed = False
+    began = last_failure = setting.clock()
+    held = False
     while True:
         reply = yield Send(chunk)
         assert reply is not None
         verdict = _read(reply, chunk, setting)
         if not isinstance(verdict, Fault):
             return Scored(chunk, verdict, len(history) + 1, reply.seconds, setting.now())
-        if verdict.action is Action.REFRESH and refreshed:
-            verdict = _second_refusal(verdict, patience, setting)
+        others_succeed = setting.last_success() >= last_failure
+        last_failure = setting.clock()
+        if verdict.action is Action.REFRESH and history and history[-1].action == Action.REFRESH.value:
+            verdict = verdict._replace(action=Action.RETRY if others_succeed else Action.STOP)
         history.append(_attempt(reply, verdict, setting))
         if verdict.action is Action.STOP:
             raise Refused(_refusal(verdict, setting.url))
         if verdict.action is Action.REFRESH:
-            refreshed = True
             yield Refresh()
             continue
-        course = _COURSES[verdict.action]
         seconds, spent = patience.failed(_asked(reply, setting))
-        if course.halve_after and len(chunk) > 1 and patience.attempts >= course.halve_after:
-            return None
-        if course.at_once or (spent and setting.last_success() >= patience.started):
+        its_own = others_succeed or (setting.alone() and _of_content(verdict))
+        if spent and not its_own:
+            _hold_out(began, verdict, setting)
+            held = True
+        elif spent and held:  # the service is back, and what was spent was its trouble
+            patience.forgive()
+            held = spent = False
+        course = _COURSES[verdict.action]
+        dying = course.at_once or (spent and its_own)
+        if len(chunk) > 1 and (dying or _repeats(verdict.action, history, suspected)):
+            return verdict.action
+        if dying:
             return Dead(chunk, course.kind, verdict, tuple(history))
-        if spent:
-            _hold_out(patience, verdict, setting)
         yield Wait(seconds, verdict.action is Action.SLOWER)
+
+
+def _repeats(action: Action, history: list[Attempt], suspected: Action | None) -> bool:
+    """Whether a fault is there to stay. Pressure never is: it comes from elsewhere."""
+    halve_after = 1 if action is suspected and action is not Action.SLOWER else _COURSES[action].halve_after
+    return halve_after is not None and sum(one.action == action.value for one in history) >= halve_after
+
+
+def _of_content(fault: Fault) -> bool:
+    """Whether the model itself answered, and not the gateway, the dispatcher or nobody."""
+    platform = (fault.code or "").startswith(("APIG", "ModelArts."))
+    return fault.action is Action.MISFIT or (fault.action is Action.RETRY and fault.status == 500 and not platform)  # noqa: PLR2004
 
 
 def _read(reply: Answered | Unanswered, chunk: Chunk, setting: Setting) -> pa.Array[Any] | Fault:
@@ -188,15 +222,9 @@ def _read(reply: Answered | Unanswered, chunk: Chunk, setting: Setting) -> pa.Ar
     return setting.adapter.read(reply.status, reply.headers, reply.body, uuid=chunk.uuid, rows=len(chunk))
 
 
-def _second_refusal(fault: Fault, patience: Patience, setting: Setting) -> Fault:
-    """New credentials were refused too: passing trouble if others succeed meanwhile, otherwise the end of the job."""
-    others_succeed = setting.last_success() >= patience.started
-    return fault._replace(action=Action.RETRY if others_succeed else Action.STOP)
-
-
-def _hold_out(patience: Patience, fault: Fault, setting: Setting) -> None:
-    """Nothing succeeds: that is the service's trouble, not the row's. Hold on until `retry.outage` is over."""
-    out = setting.clock() - max(setting.last_success(), patience.started)
+def _hold_out(began: float, fault: Fault, setting: Setting) -> None:
+    """Hold on until `retry.outage` is over: nothing succeeds, so it is the service's trouble and not the rows'."""
+    out = setting.clock() - max(setting.last_success(), began)
     if out > setting.retry.outage:
         raise StorageFailed(
             f"{setting.url} has been out for {out:.0f} s, longer than retry.outage ({setting.retry.outage:g} s): "

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from fnmatch import translate
-from typing import Final
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 WILD: Final = re.compile(r"[*?\[]")
 
 OUR_NAMES: Final = (
+    "_SUCCESS",
     "job.json",
     "stop.json",
     "plan/000000.json",
@@ -18,6 +22,7 @@ OUR_NAMES: Final = (
     "errors/000000-000000000000-000000000001-0-000000000000.jsonl",
     "receipts/000000-000000000000-000000000001-0-000000000000.json",
     "runs/20261121T000000-000000.json",
+    "runs/20261121T000000-000000.html",
 )
 """What an output's objects are called."""
 
@@ -26,35 +31,34 @@ def split_pattern(pattern: str) -> tuple[str, str]:
     """Return (folder without wildcards, the rest): row identities are derived from what is below the folder."""
     parts = pattern.split("/")
     wild = next((index for index, part in enumerate(parts) if WILD.search(part)), len(parts) - 1)
-    wild = min(wild, len(parts) - 1)
     return "/".join(parts[:wild]) or "/", "/".join(parts[wild:])
 
 
 def matches(pattern: str, path: str) -> bool:
     """Whether a relative path matches a relative glob; wildcards do not match a leading dot."""
-    return re.fullmatch(_regex(pattern), path) is not None
+    return _match(pattern.split("/"), path.split("/"))
 
 
-def _regex(pattern: str) -> str:
-    pieces = []
-    parts = pattern.split("/")
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        if part == "**":
-            pieces.append(r"(?:[^/.][^/]*/)*" + (r"[^/.][^/]*" if last else ""))
-        else:
-            guard = r"(?!\.)" if part[:1] in {"*", "?", "["} else ""
-            body = translate(part).removeprefix("(?s:").removesuffix(r")\Z").replace(".*", "[^/]*")
-            pieces.append(guard + body + ("" if last else "/"))
-    return "".join(pieces)
+def _match(patterns: Sequence[str], parts: Sequence[str]) -> bool:
+    if not patterns or not parts:
+        return not patterns and not parts
+    if patterns[0] != "**":
+        return _fits(patterns[0], parts[0]) and _match(patterns[1:], parts[1:])
+    here = _match(patterns[1:], parts) if len(patterns) > 1 else len(parts) == 1 and _fits("*", parts[0])
+    return here or (_fits("*", parts[0]) and _match(patterns, parts[1:]))
+
+
+def _fits(pattern: str, name: str) -> bool:
+    hidden = name.startswith(".") and not pattern.startswith(".")
+    return not hidden and fnmatchcase(name, pattern)
 
 
 def keep_apart(pattern: str, output: str) -> None:
     """Refuse, with a JobError, an output one of whose objects would be read as input by the next run."""
-    folder, rest = split_pattern(pattern)
+    folder, rest = split_pattern(pattern.removeprefix("file://"))
     inside = f"{folder.rstrip('/')}/"
     for name in OUR_NAMES:
-        path = f"{output.rstrip('/')}/{name}"
+        path = f"{output.removeprefix('file://').rstrip('/')}/{name}"
         if path.startswith(inside) and matches(rest, path.removeprefix(inside)):
             raise JobError(
                 f"output.path: {output} is inside the input: its {name} would match {pattern}; move one of them"

@@ -1,12 +1,13 @@
 """The ModelArts JSON protocol: `{"meta": {"uuid": U}, "data": {"req_data": [...]}}` and its reply.
 
 `wrapper: none` leaves `data` out, as XGBoost-type models want it; `meta: false` leaves `meta` out, as the documents'
-cURL sample does. The reply's `meta.uuid` must be ours unless it is blank, and `resp_data` must have one entry a row:
-nowhere does the platform promise it, so it is checked every time.
+cURL sample does. Where a uuid was sent, the reply's `meta.uuid` must be the same unless it is blank, and `resp_data`
+must have one entry a row: nowhere does the platform promise it, so it is checked every time.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -31,11 +32,11 @@ class _Rows(Struct):
 
 class _Wrapped(Struct):
     data: _Rows
-    meta: _Meta | None = None
+    meta: _Meta | str | None = None  # blank, as the documents call it, may be the empty text
 
 
 class _Bare(_Rows):
-    meta: _Meta | None = None
+    meta: _Meta | str | None = None
 
 
 class _Erring(Struct):
@@ -45,6 +46,7 @@ class _Erring(Struct):
 _WRAPPED: Final = Decoder(_Wrapped)
 _BARE: Final = Decoder(_Bare)
 _ERRING: Final = Decoder(_Erring)
+_UNREADABLE: Final = (DecodeError, UnicodeDecodeError, RecursionError)  # ValidationError is a DecodeError
 
 
 class ModelArts:
@@ -70,11 +72,12 @@ class ModelArts:
             return judge(status, headers, body)
         try:
             reply = _WRAPPED.decode(body) if self._wrapped else _BARE.decode(body)
-        except (DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError
+        except _UNREADABLE as error:
             return _unfit(status, headers, body, f"the reply cannot be read: {error}")
         answers = reply.data.resp_data if isinstance(reply, _Wrapped) else reply.resp_data
-        if reply.meta and reply.meta.uuid and reply.meta.uuid != uuid:
-            return Fault(Action.MISFIT, status, None, f"the reply has meta.uuid {reply.meta.uuid}, not the one sent")
+        theirs = (reply.meta.uuid or "").strip() if isinstance(reply.meta, _Meta) else ""
+        if self._meta and theirs and theirs.lower() != uuid:
+            return Fault(Action.MISFIT, status, None, f"the reply has meta.uuid {theirs[:100]!r}, not the one sent")
         if len(answers) != rows:
             return Fault(Action.MISFIT, status, None, f"{rows} rows were sent, {len(answers)} answers came back")
         try:
@@ -84,10 +87,8 @@ class ModelArts:
 
 
 def _unfit(status: int, headers: Mapping[str, str], body: bytes, message: str) -> Fault:
-    """The built-in model server reports a failed model as `erno`, with status 200 too."""
-    try:
+    """Judge a reply without answers: the built-in model server reports a failed model as `erno`, even with a 200."""
+    with suppress(*_UNREADABLE):
         if _ERRING.decode(body).erno:
             return judge(status, headers, body)
-    except (DecodeError, UnicodeDecodeError):
-        pass
     return Fault(Action.MISFIT, status, None, message)

@@ -34,7 +34,7 @@ def cut(sources: Iterable[Source], *, workers: int, row_bytes: int) -> Iterator[
     found = list(sources)
     total = sum(source.rows for source in found)
     worth = max(1, min(MIN_SPLIT_ROWS, MIN_SPLIT_BYTES // max(1, row_bytes)))
-    rows = max(worth, -(-total // (SPLITS_PER_WORKER * workers)))
+    rows = max(worth, total // (SPLITS_PER_WORKER * workers))
     for source in found:
         count = -(-source.rows // rows)
         for index in range(count):
@@ -64,15 +64,11 @@ def _apart(one: Receipt, other: Receipt) -> bool:
 def subtract(whole: Range, done: Iterable[Range]) -> list[Range]:
     """Return what is left of a range, in order, without empty pieces."""
     left, position = [], whole.start
-    for start, stop in sorted(done):
-        if start > position:
+    for start, stop in (*sorted(done), (whole.stop, whole.stop)):
+        if position < min(start, whole.stop):
             left.append(Range(position, min(start, whole.stop)))
         position = max(position, stop)
-        if position >= whole.stop:
-            break
-    if position < whole.stop:
-        left.append(Range(position, whole.stop))
-    return [piece for piece in left if piece.start < piece.stop]
+    return left
 
 
 def remaining(sources: Mapping[int, Source], splits: Iterable[Split], counted: Iterable[Receipt]) -> list[Work]:

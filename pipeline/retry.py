@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -22,8 +23,8 @@ MAX_RETRY_AFTER: Final = 300.0
 class Patience:
     """The retry budget of one request: attempts and seconds, whichever ends first.
 
-    `attempts` counts those that failed. Delays grow exponentially from half a second to 30 s with equal jitter, and are
-    never shorter than the service's `Retry-After`.
+    Delays grow exponentially from half a second to 30 s with equal jitter, and are never shorter than the service's
+    `Retry-After`.
     """
 
     def __init__(self, retry: Retry, *, clock: Callable[[], float], rng: Random) -> None:
@@ -32,37 +33,34 @@ class Patience:
         self._stop = stop_any(stop_after_attempt(retry.attempts), stop_before_delay(retry.seconds))
         self._state = RetryCallState(retry_object=cast("Any", None), fn=None, args=(), kwargs={})
         self._state.start_time = clock()
-        self._state.attempt_number = 0
-
-    @property
-    def started(self) -> float:
-        """When the first attempt began, by our clock."""
-        return self._state.start_time
-
-    @property
-    def attempts(self) -> int:
-        """Attempts that failed."""
-        return self._state.attempt_number
+        self._failures = self._forgiven = 0
 
     def failed(self, retry_after: float | None) -> tuple[float, bool]:
         """Record a failed attempt; return (seconds to wait before the next one, whether the budget is spent)."""
-        self._state.attempt_number += 1
+        self._failures += 1
+        self._state.attempt_number = self._failures
         self._state.outcome_timestamp = self._clock()
         base = _BACKOFF(self._state)
         self._state.upcoming_sleep = max(base / 2 + self._rng.uniform(0, base / 2), retry_after or 0.0)
+        self._state.attempt_number -= self._forgiven
         return self._state.upcoming_sleep, self._stop(self._state)
+
+    def forgive(self) -> None:
+        """Begin the budget anew, because the failures so far were not the request's own trouble; delays stay long."""
+        self._forgiven = self._failures
+        self._state.start_time = self._clock()
 
 
 def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     """Return the seconds that a `Retry-After` header asks for (seconds or a date), at most MAX_RETRY_AFTER."""
-    value = headers.get("Retry-After", "").strip()
-    if not value:
-        return None
-    if value.isdecimal():
-        return float(min(int(value[:9]), MAX_RETRY_AFTER))
-    try:
+    value = headers.get("Retry-After", "")
+    with suppress(ValueError):
+        return _bounded(float(value))
+    with suppress(ValueError, OverflowError):
         when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    aware = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return min(max((aware - now).total_seconds(), 0.0), MAX_RETRY_AFTER)
+        return _bounded(((when if when.tzinfo else when.replace(tzinfo=UTC)) - now).total_seconds())
+    return None
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(0.0, seconds), MAX_RETRY_AFTER)

@@ -110,8 +110,11 @@ def _score(
         left = todo
         store.delete(SUCCESS)
         store.delete(STOP)
-        with watch(session(name).progress, sum(work.stop - work.start for work in todo)):
-            _pipeline(job, name, todo, arguments)
+        try:
+            with watch(session(name).progress, sum(work.stop - work.start for work in todo)):
+                _pipeline(job, name, todo, arguments)
+        except StorageFailed as error:
+            return error
         stopped = read_stop(store, name)
         if stopped:
             stopping.stop(stopped)

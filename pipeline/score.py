@@ -6,6 +6,8 @@ import random
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from pipeline.auth import open_auth
 from pipeline.caller import Caller
 from pipeline.columns import columns_of, encoder_of
 from pipeline.converse import Adapter, Outcome, Scored, Setting
-from pipeline.errors import BulkscoreError, JobError
+from pipeline.errors import BulkscoreError, JobError, StorageFailed
 from pipeline.ids import row_namer
 from pipeline.ledger import read_receipts, read_stop, write_stop
 from pipeline.modelarts import ModelArts
@@ -28,7 +30,6 @@ from schemas.secret import Unresolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Future
 
     from pipeline.columns import Columns
     from pipeline.progress import Progress
@@ -88,7 +89,8 @@ class Scorer:
             first = not self.stopping.reason
             self.stopping.stop(error)
             if first:
-                write_stop(self.store, self.run, error)
+                with suppress(StorageFailed):  # where storage is what failed, the driver sees that nothing moves on
+                    write_stop(self.store, self.run, error)
 
     def _score_range(self, work: Work, hole: Range) -> list[Receipt]:
         columns = self._columns_of(work.source)
@@ -103,8 +105,13 @@ class Scorer:
                         break
                     course.start(chunk)
             course.finish()
+        except BulkscoreError as error:
+            self._stop(error)
+        except Exception:
+            self.stopping.stop()  # a defect: nobody goes on, so that nobody waits for what is not written
+            raise
         finally:
-            writer.abandon()
+            course.abandon()
         return course.receipts
 
     def _columns_of(self, source: Source) -> Columns:
@@ -150,6 +157,14 @@ class _Course:
         while self._pending:
             self._settle()
         self._note(self._writer.close())
+
+    def abandon(self) -> None:
+        """Give up what is still under way, after a failure; its rows stay undone, and others get its places."""
+        for chunk, future in self._pending:
+            wait([future])
+            self._scorer._caller.release(chunk)  # noqa: SLF001
+        self._pending.clear()
+        self._writer.abandon()
 
     def _settle(self) -> None:
         """Write the oldest chunk's outcomes. Where it has none because the run ends, its rows stay undone."""
@@ -201,6 +216,7 @@ def _caller(job: Job, adapter: Adapter, stopping: Stopping, progress: Progress) 
         auth=auth,
         headers=headers,
         limits=service.limits,
+        rate=service.limits.rate.per_second / job.runner.workers if service.limits.rate else None,
         stopping=stopping,
         progress=progress,
     )

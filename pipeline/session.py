@@ -6,11 +6,14 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from pipeline.ledger import write_stop
 from pipeline.progress import Progress
 from pipeline.score import Scorer
 from pipeline.stopping import Stopping
+from pipeline.storage import Store
 
 if TYPE_CHECKING:
+    from pipeline.errors import BulkscoreError
     from schemas.job import Job
 
 
@@ -42,6 +45,12 @@ def acquire(job: Job, run: str) -> Scorer:
             shared.scorer = Scorer(job, run, stopping=shared.stopping, progress=shared.progress)
         shared.users += 1
         return shared.scorer
+
+
+def refuse(job: Job, run: str, error: BulkscoreError) -> None:
+    """Stop the run everywhere because this worker cannot take part in it."""
+    session(run).stopping.stop(error)
+    write_stop(Store(job.output.path), run, error)
 
 
 def release(run: str) -> None:

@@ -71,39 +71,27 @@ _BY_CLASS: Final[dict[int, Action]] = {
     5: Action.RETRY,
 }
 
+_APP_KEYS: Final = tuple(f"APIG.{number}" for number in (*range(1001, 1005), 1009, 2102, *range(2201, 2214)))
+
+_STOPPING: Final[dict[int, tuple[str, ...]]] = {
+    400: (
+        *("APIG.0104", "APIG.0105", "APIG.0106", "APIG.0204", "APIG.0205", "APIG.0607", *_APP_KEYS),
+        *("ModelArts.0204", "ModelArts.4106", "ModelArts.4200", "ModelArts.4201", "ModelArts.4203", "ModelArts.4204"),
+        *("ModelArts.4902", "ModelArts.4903", "ModelArts.4904", "ModelArts.4905"),
+    ),
+    401: (
+        *("APIG.0303", "APIG.0311", "APIG.0312", "APIG.0313", *_APP_KEYS),
+        *("ModelArts.0205", "ModelArts.0206", "ModelArts.0207", "ModelArts.0208", "ModelArts.0209", "ModelArts.0210"),
+        *("ModelArts.0212", "ModelArts.4203"),
+    ),
+    500: ("APIG.0103", "APIG.0104", "APIG.0105", "ModelArts.4204"),
+}
+"""Codes that concern every request, under statuses that otherwise do not."""
+
 _BY_CODE: Final[dict[tuple[int, str], Action]] = {
-    (400, "APIG.0106"): Action.STOP,
-    (400, "APIG.0204"): Action.STOP,
-    (400, "APIG.0205"): Action.STOP,
-    (400, "APIG.0607"): Action.STOP,
-    (400, "APIG.1009"): Action.STOP,
-    (400, "ModelArts.0204"): Action.STOP,
-    (400, "ModelArts.4106"): Action.STOP,
-    (400, "ModelArts.4200"): Action.STOP,
-    (400, "ModelArts.4201"): Action.STOP,
-    (400, "ModelArts.4203"): Action.STOP,
-    (400, "ModelArts.4902"): Action.STOP,
-    (400, "ModelArts.4903"): Action.STOP,
-    (400, "ModelArts.4904"): Action.STOP,
-    (400, "ModelArts.4905"): Action.STOP,
-    (401, "APIG.0303"): Action.STOP,
-    (401, "APIG.0311"): Action.STOP,
-    (401, "APIG.0312"): Action.STOP,
-    (401, "APIG.0313"): Action.STOP,
-    (401, "ModelArts.0205"): Action.STOP,
-    (401, "ModelArts.0206"): Action.STOP,
-    (401, "ModelArts.0207"): Action.STOP,
-    (401, "ModelArts.0208"): Action.STOP,
-    (401, "ModelArts.0209"): Action.STOP,
-    (401, "ModelArts.0210"): Action.STOP,
-    (401, "ModelArts.0212"): Action.STOP,
-    (401, "ModelArts.4203"): Action.STOP,
-    (500, "APIG.0103"): Action.STOP,
-    (500, "APIG.0104"): Action.STOP,
-    (500, "APIG.0105"): Action.STOP,
-    (500, "ModelArts.4204"): Action.STOP,
     (500, "ModelArts.4302"): Action.SLOWER,
     (500, "ModelArts.4505"): Action.TIMEOUT,
+    **{(status, code): Action.STOP for status, codes in _STOPPING.items() for code in codes},
 }
 
 _BY_TEXT: Final[tuple[tuple[str, re.Pattern[str], Action], ...]] = (
@@ -111,6 +99,7 @@ _BY_TEXT: Final[tuple[tuple[str, re.Pattern[str], Action], ...]] = (
     ("ModelArts.4503", re.compile("respond timeout", re.IGNORECASE), Action.SLOWER),
     ("ModelArts.4503", re.compile("timed out", re.IGNORECASE), Action.TIMEOUT),
     ("ModelArts.4503", re.compile("not found or failed to respond", re.IGNORECASE), Action.RETRY),
+    ("MR.0101", re.compile(""), Action.REJECT),
     ("MR.0105", re.compile(""), Action.REJECT),
 )
 
@@ -118,28 +107,32 @@ _BY_TEXT: Final[tuple[tuple[str, re.Pattern[str], Action], ...]] = (
 def judge(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     """Say what an answer with this status, which is no success, means."""
     code, message = words(body)
-    code_or_none = code or None
     text = message or f"HTTP {status} from {headers.get('Server', 'an unnamed server')}"
+    return Fault(_action(status, code.replace("APIGW.", "APIG."), message), status, code or None, text)
+
+
+def _action(status: int, code: str, message: str) -> Action:
     for known, pattern, action in _BY_TEXT:
         if code == known and pattern.search(message):
-            return Fault(action, status, code_or_none, text)
-    same_code = code.replace("APIGW.", "APIG.")
-    action = _BY_CODE.get((status, same_code)) or _BY_STATUS.get(status) or _BY_CLASS.get(status // 100, Action.RETRY)
-    return Fault(action, status, code_or_none, text)
+            return action
+    return _BY_CODE.get((status, code)) or _BY_STATUS.get(status) or _BY_CLASS.get(status // 100, Action.RETRY)
 
 
 def words(body: bytes) -> tuple[str, str]:
-    """Return (code, message) of an error body in any of the platform's shapes; empty where it has none."""
+    """Return (code, message) of an error body in any of the platform's shapes, each in one line.
+
+    Where it has no such shape the message is how it begins, without tags.
+    """
     try:
         answer = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return "", " ".join(re.sub(rb"<[^>]*>", b" ", body[:2000]).decode("utf-8", "replace").split())[:200]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return "", _beginning(body)
     for level in (answer, *(answer.values() if isinstance(answer, dict) else ())):
         if isinstance(level, dict):
             code, message = _first(level, _CODES), _first(level, _MESSAGES)
             if code or message:
-                return code, message[:500]
-    return "", ""
+                return code[:100], message[:500]
+    return "", _beginning(body) if answer else ""
 
 
 _CODES: Final = ("error_code", "errorCode", "erno", "code")
@@ -147,4 +140,13 @@ _MESSAGES: Final = ("error_msg", "errorMsg", "msg", "message", "detail", "error"
 
 
 def _first(level: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    return next((str(level[name]) for name in names if isinstance(level.get(name), str | int)), "")
+    values = (level.get(name) for name in names)
+    return next((_line(str(value)) for value in values if type(value) in {str, int} and value != ""), "")
+
+
+def _beginning(body: bytes) -> str:
+    return _line(re.sub(rb"<[^>]*>", b" ", body[:2000]).decode("utf-8", "replace"))[:200]
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

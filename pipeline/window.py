@@ -37,14 +37,28 @@ class Window:
         return self.in_flight < self.limit
 
     def pressure(self) -> None:
-        """The service has too much to do."""
+        """Note that the service has too much to do."""
         if self._clock() - self._cut_at >= EPISODE_SECONDS:
             self._cut_at = self._clock()
             self._limit = max(1.0, self._limit * CUT)
 
     def success(self) -> None:
-        """A request succeeded."""
+        """Note that a request succeeded."""
         self._limit = min(self._upper, self._limit + 1 / self._limit)
+
+
+class Pace:
+    """Spaces requests evenly, so that no second sees more than the rate allows. Guarded by its owner."""
+
+    def __init__(self, per_second: float | None) -> None:
+        self._gap = 1 / per_second if per_second else 0.0
+        self._next = float("-inf")
+
+    def turn(self, now: float) -> float:
+        """Take the next turn; return the seconds to wait for it."""
+        at = max(now, self._next)
+        self._next = at + self._gap
+        return at - now
 
 
 class Budget:
