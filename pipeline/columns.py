@@ -29,7 +29,7 @@ class Columns(NamedTuple):
     @property
     def kept(self) -> pa.Schema:
         """The schema of the kept columns."""
-        return pa.schema([self.schema.field(name) for name in self.keep])
+        return pa.schema([pa.field(name, self.schema.field(name).type) for name in self.keep])
 
 
 def columns_of(job: Job, schema: pa.Schema, where: str) -> Columns:

@@ -82,13 +82,14 @@ Command = Send | Wait | Refresh
 
 
 class Scored(NamedTuple):
-    """A request that succeeded: `answers[i]` is the JSON text for the i-th row of `chunk`."""
+    """A request that succeeded: `answers[i]` is the JSON text for the i-th row of `chunk`, `received` the reply's bytes."""
 
     chunk: Chunk
     answers: pa.Array[Any]
     attempts: int
     seconds: float
     at: datetime
+    received: int = 0
 
 
 class Dead(NamedTuple):
@@ -176,7 +177,8 @@ def _request(
         assert reply is not None
         verdict = _read(reply, chunk, setting)
         if not isinstance(verdict, Fault):
-            return Scored(chunk, verdict, len(history) + 1, reply.seconds, setting.now())
+            received = len(reply.body) if isinstance(reply, Answered) else 0
+            return Scored(chunk, verdict, len(history) + 1, reply.seconds, setting.now(), received)
         others_succeed = setting.last_success() >= last_failure
         last_failure = setting.clock()
         if verdict.action is Action.REFRESH and history and history[-1].action == Action.REFRESH.value:

@@ -91,6 +91,8 @@ def _converge(
     if summary.exit_code == 0:
         store.delete(STOP)
         store.write(SUCCESS, b"")
+    else:
+        store.delete(SUCCESS)
     store.write(f"runs/{name}.json", _json(summary._asdict()))
     return summary
 

@@ -70,9 +70,10 @@ class RangeWriter:
         for outcome in outcomes:
             if isinstance(outcome, Scored):
                 self._object.score(scored_batch(outcome, self._work.source.uri, self._schema))
-                self._object.requests += outcome.attempts
-            else:
-                self._object.requests += len(outcome.history)
+                self._object.received += outcome.received
+            attempts = outcome.attempts if isinstance(outcome, Scored) else len(outcome.history)
+            self._object.requests += attempts
+            self._object.sent += attempts * len(outcome.chunk.body)
         self._object.bury(dead_letters(chunk, outcomes, self._work.source.uri, self._keep))
         self._next = chunk.stop
         old = self._clock() - self._object.opened > OBJECT_SECONDS
@@ -100,6 +101,8 @@ class RangeWriter:
             errors=errors,
             end=self._next == work.source.rows,
             requests=self._object.requests,
+            bytes_sent=self._object.sent,
+            bytes_received=self._object.received,
             started_at=self._object.started_at,
             finished_at=self._now().isoformat(),
             seconds=round(self._clock() - self._object.opened, 3),
@@ -129,7 +132,7 @@ class _Object:
         self._schema = schema
         self.opened = opened
         self.started_at = started_at
-        self.scored = self.dead = self.requests = 0
+        self.scored = self.dead = self.requests = self.sent = self.received = 0
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_rows = self._waiting_bytes = 0
         self._drafts: dict[str, Draft] = {}

@@ -187,6 +187,10 @@ WRONG_ELSEWHERE = [
         {"runner.name": "flink", "service.limits.rate": "1/s"},
         "runner.workers: missing; required with service.limits.rate on runner 'flink': each worker has rate / workers",
     ),
+    (
+        {"runner.workers": "3"},
+        "runner.workers: 3 is not allowed on the local runner, which is one process; allowed: 1",
+    ),
     ({"service.tls": "{key: k.pem}"}, "service.tls.cert: missing; required with service.tls.key"),
     (
         {"output.path": "s3://a:hunter2@b"},
@@ -489,6 +493,7 @@ def test_the_fingerprint_follows_answers_and_nothing_else(make):
         sets={
             "input.path": "b",
             "output.path": "c",
+            "runner.name": "flink",
             "runner.workers": "3",
             "errors.allow": "1",
             "service.url": "http://b",

@@ -59,10 +59,10 @@ def test_the_documents_own_example_is_sent_byte_for_byte():
     """Meta with the request's uuid, data, req_data, and the row with its integers and its float."""
     chunk = request_of(IRIS, protocol())
     expected = (
-        '{"meta":{"uuid":"%s"},"data":{"req_data":'
-        '[{"sepal_length":3,"sepal_width":1,"petal_length":2.2,"petal_width":4}]}}' % chunk.uuid
+        '{"meta":{"uuid":"U"},"data":{"req_data":'
+        '[{"sepal_length":3,"sepal_width":1,"petal_length":2.2,"petal_width":4}]}}'
     )
-    assert chunk.body.decode() == expected
+    assert chunk.body.decode() == expected.replace("U", chunk.uuid)
 
 
 def test_without_meta_it_is_the_documents_curl_sample():
@@ -76,7 +76,7 @@ def test_models_without_the_wrapper_get_none():
     """`wrapper: none` puts `req_data` at the top, with and without `meta`."""
     rows = '"req_data":[{"sepal_length":3,"sepal_width":1,"petal_length":2.2,"petal_width":4}]}'
     chunk = request_of(IRIS, protocol(wrapper="none"))
-    assert chunk.body.decode() == '{"meta":{"uuid":"%s"},%s' % (chunk.uuid, rows)
+    assert chunk.body.decode() == '{"meta":{"uuid":"U"},'.replace("U", chunk.uuid) + rows
     assert request_of(IRIS, protocol(wrapper="none", meta=False)).body.decode() == "{" + rows
 
 
@@ -172,7 +172,7 @@ def test_too_few_or_too_many_answers_are_no_answer(count):
     ],
 )
 def test_a_reply_that_is_not_what_was_agreed_is_a_misfit(body):
-    """Not JSON, not UTF-8, cut, or of another shape: a failure of that request, never a guess and never an exception."""
+    """Not JSON, not UTF-8, cut, or of another shape: a failure of that request, never a guess, never an exception."""
     misfit(body, "the reply")
 
 
