@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
@@ -56,22 +57,20 @@ class ScoreSplits(beam.DoFn):
 
     def start_bundle(self) -> None:
         """Begin with nothing under way."""
-        self._pending: list[Future[list[Receipt]]] = []
+        self._pending: deque[Future[list[Receipt]]] = deque()
 
     def process(self, work: Work) -> Iterator[Receipt]:
-        """Start a range; emit what is done by now."""
+        """Start a range, once there is a place for it; emit the receipts of the one that made way."""
         if self._scorer is None:
             return
+        if len(self._pending) == SPLITS_AT_ONCE:
+            yield from self._pending.popleft().result()
         self._pending.append(self._splits.submit(self._scorer.score, work))
-        done = [future for future in self._pending if future.done()]
-        self._pending = [future for future in self._pending if future not in done]
-        for future in done:
-            yield from future.result()
 
     def finish_bundle(self) -> Iterator[Any]:
         """Wait for the rest."""
-        for future in self._pending:
-            for receipt in future.result():
+        while self._pending:
+            for receipt in self._pending.popleft().result():
                 yield WindowedValue(receipt, GlobalWindow().max_timestamp(), (GlobalWindow(),))
 
     def teardown(self) -> None:

@@ -147,14 +147,14 @@ def run(
 
 @command
 def verify(
-    target: Annotated[Path, typer.Argument(metavar="JOB|OUT", help="A job file, or an output.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="JOB|OUT", help="A job file, or an output.", show_default=False)],
     param: Params = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
     as_json: AsJson = False,  # noqa: FBT002
 ) -> int:
     """Prove from the files alone that every row came out exactly once."""
-    is_job = target.suffix in {".yaml", ".yml"}
-    location = load(target, param, set_).output.path if is_job else str(target)
+    is_job = target.endswith((".yaml", ".yml"))
+    location = load(Path(target), param, set_).output.path if is_job else target  # a Path would spoil a URL's //
     from pipeline.storage import Store
     from pipeline.verify import verify as prove
 

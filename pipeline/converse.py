@@ -82,7 +82,7 @@ Command = Send | Wait | Refresh
 
 
 class Scored(NamedTuple):
-    """A request that succeeded: `answers[i]` is the JSON text for the i-th row of `chunk`, `received` the reply's bytes."""
+    """A request that succeeded: `answers[i]` is the JSON text for the i-th row of `chunk`; `received` in bytes."""
 
     chunk: Chunk
     answers: pa.Array[Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
+    from pipeline.encode import Int64s
     from pipeline.pack import Chunk
     from pipeline.plan import Range
     from pipeline.storage import Draft, Store
@@ -29,6 +30,8 @@ OBJECT_SECONDS: Final = 60.0
 OBJECT_BYTES: Final = 128_000_000
 _GROUP_ROWS: Final = 64_000
 _GROUP_BYTES: Final = 8_000_000
+_NEVER_REPEATED: Final = {"row_uuid", "source_row", "request_row"}
+"""Columns that a dictionary makes larger."""
 _SUFFIXES: Final = {"results": "parquet", "errors": "jsonl"}
 
 _encoder: Final = msgspec.json.Encoder()
@@ -66,10 +69,12 @@ class RangeWriter:
     def add(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> Receipt | None:
         """Append a chunk's outcomes; chunks come in row order. Returns a receipt when that closed an object."""
         if self._object is None:
-            self._object = _Object(self._store, self._schema, self._clock(), self._now().isoformat())
+            self._object = _Object(
+                self._store, self._work.source.uri, self._schema, self._clock(), self._now().isoformat()
+            )
         for outcome in outcomes:
             if isinstance(outcome, Scored):
-                self._object.score(scored_batch(outcome, self._work.source.uri, self._schema))
+                self._object.score(part_of(outcome))
                 self._object.received += outcome.received
             attempts = outcome.attempts if isinstance(outcome, Scored) else len(outcome.history)
             self._object.requests += attempts
@@ -127,13 +132,14 @@ class RangeWriter:
 class _Object:
     """The results and dead letters of one range while they are written."""
 
-    def __init__(self, store: Store, schema: pa.Schema, opened: float, started_at: str) -> None:
+    def __init__(self, store: Store, source: str, schema: pa.Schema, opened: float, started_at: str) -> None:
         self._store = store
+        self._source = source
         self._schema = schema
         self.opened = opened
         self.started_at = started_at
         self.scored = self.dead = self.requests = self.sent = self.received = 0
-        self._waiting: list[pa.RecordBatch] = []
+        self._waiting: list[Part] = []
         self._waiting_rows = self._waiting_bytes = 0
         self._drafts: dict[str, Draft] = {}
         self._writer: pq.ParquetWriter | None = None
@@ -143,11 +149,11 @@ class _Object:
         """Bytes written so far."""
         return sum(draft.size for draft in self._drafts.values())
 
-    def score(self, batch: pa.RecordBatch) -> None:
-        self._waiting.append(batch)
-        self.scored += batch.num_rows
-        self._waiting_rows += batch.num_rows
-        self._waiting_bytes += batch.nbytes
+    def score(self, part: Part) -> None:
+        self._waiting.append(part)
+        self.scored += len(part.rows)
+        self._waiting_rows += len(part.rows)
+        self._waiting_bytes += part.answers.nbytes + part.keep.nbytes + part.row_uuids.nbytes
         if self._waiting_rows >= _GROUP_ROWS or self._waiting_bytes >= _GROUP_BYTES:
             self._flush()
 
@@ -178,32 +184,56 @@ class _Object:
         if not self._waiting:
             return
         if self._writer is None:
-            repeated = [name for name in self._schema.names if name != "row_uuid"]  # no two rows share a row_uuid
+            repeated = [name for name in self._schema.names if name not in _NEVER_REPEATED]
             draft = self._draft("results")
             self._writer = pq.ParquetWriter(
                 cast("Any", draft), self._schema, compression="zstd", use_dictionary=cast("Any", repeated)
             )
-        self._writer.write_table(pa.Table.from_batches(self._waiting, self._schema))
+        self._writer.write_table(result_table(self._waiting, self._source, self._schema))
         self._waiting.clear()
         self._waiting_rows = self._waiting_bytes = 0
 
 
-def scored_batch(scored: Scored, source: str, schema: pa.Schema) -> pa.RecordBatch:
-    """Return the result rows of one request."""
-    chunk, rows = scored.chunk, len(scored.chunk)
+class Part(NamedTuple):
+    """What is written of one request that succeeded; unlike `Scored` it does not hold the request's body."""
+
+    rows: Int64s
+    row_uuids: pa.Array[Any]
+    keep: pa.RecordBatch
+    answers: pa.Array[Any]
+    request_uuid: str
+    attempts: int
+    latency_ms: float
+    at: datetime
+
+
+def part_of(scored: Scored) -> Part:
+    """Take what is written of a request."""
+    chunk, latency = scored.chunk, round(scored.seconds * 1000, 3)
+    return Part(
+        chunk.source_rows, chunk.row_uuids, chunk.keep, scored.answers, chunk.uuid, scored.attempts, latency, scored.at
+    )
+
+
+def result_table(parts: Sequence[Part], source: str, schema: pa.Schema) -> pa.Table:
+    """Return the result rows of several requests over one source, in order."""
+    counts = [len(part.rows) for part in parts]
+    which = np.repeat(np.arange(len(parts)), counts)  # the request of each row
     columns: dict[str, Any] = {
-        "prediction": scored.answers,
-        "source": pa.repeat(source, rows),
-        "source_row": pa.array(chunk.source_rows),
-        "row_uuid": chunk.row_uuids,
-        "request_uuid": pa.repeat(chunk.uuid, rows),
-        "request_row": pa.array(np.arange(rows, dtype=np.int32)),
-        "attempts": pa.repeat(pa.scalar(scored.attempts, pa.int32()), rows),
-        "latency_ms": pa.repeat(round(scored.seconds * 1000, 3), rows),
-        "scored_at": pa.repeat(pa.scalar(scored.at, pa.timestamp("us", tz="UTC")), rows),
+        name: pa.chunked_array([part.keep.column(name) for part in parts]) for name in parts[0].keep.schema.names
     }
-    kept = dict(zip(chunk.keep.schema.names, chunk.keep.columns, strict=True))
-    return pa.RecordBatch.from_arrays([(kept | columns)[name] for name in schema.names], schema=schema)
+    columns |= {
+        "prediction": pa.chunked_array([part.answers for part in parts]),
+        "source": pa.repeat(source, len(which)),
+        "source_row": np.concatenate([part.rows for part in parts]),
+        "row_uuid": pa.chunked_array([part.row_uuids for part in parts]),
+        "request_uuid": pa.array([part.request_uuid for part in parts]).take(which),
+        "request_row": np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
+        "attempts": np.array([part.attempts for part in parts], np.int32)[which],
+        "latency_ms": np.array([part.latency_ms for part in parts])[which],
+        "scored_at": pa.array([part.at for part in parts], schema.field("scored_at").type).take(which),
+    }
+    return pa.Table.from_pydict({name: columns[name] for name in schema.names}, schema=schema)
 
 
 def dead_letters(chunk: Chunk, outcomes: Sequence[Outcome], source: str, keep: RowEncoder) -> Iterator[DeadLetter]:
