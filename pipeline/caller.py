@@ -128,12 +128,13 @@ class Caller:
 
     def _send(self, chunk: Chunk) -> tuple[Mapping[str, str], Answered | Unanswered]:
         self._stopping.check()
-        try:
-            credentials = self._auth.headers()
-        except IamUnavailable as error:
-            return {}, Unanswered(Fault(Action.SLOWER, None, None, str(error)), False, 0.0, error.retry_after)  # noqa: FBT003
-        headers = {**self._headers, **trace(chunk.uuid), **credentials}
         with self._place():
+            try:
+                credentials = self._auth.headers()  # now, and not before: a place can be long in coming
+            except IamUnavailable as error:
+                fault = Fault(Action.SLOWER, None, None, str(error))
+                return {}, Unanswered(fault, received=False, seconds=0.0, retry_after=error.retry_after)
+            headers = {**self._headers, **trace(chunk.uuid), **credentials}
             reply = self._transport.post(
                 self._setting.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline
             )

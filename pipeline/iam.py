@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ASK_SECONDS: Final = 60.0  # for IAM to answer, all in all
 AHEAD: Final = 0.2  # a token is renewed when this part of its life is left,
 AHEAD_SECONDS: Final = 300.0  # or this, whichever is less
+USUAL_LIFE: Final = 86_400.0  # of a token that comes without its times: what the platform documents
+SHORTEST_LIFE: Final = 1.0  # so that clocks that disagree do not make us ask before every request
 
 _TRANSIENT: Final = frozenset({408, 425, 429})  # and 5xx; any other refusal stands
 _MEND: Final = {
@@ -119,7 +121,10 @@ def ask(account: Account, verify: bool | str, clock: Callable[[], float]) -> Tok
 
     try:
         access = _access(account, verify)
-        return Token(str(access.auth_token), clock(), _life(access))
+        if not access.auth_token:
+            raise ValueError("an answer without a token")
+        now = clock()
+        return Token(str(access.auth_token), now, _life(access, now))
     except ClientException as error:
         failure = _failure(account, error)
     except (KeyError, TypeError, ValueError):
@@ -127,11 +132,20 @@ def ask(account: Account, verify: bool | str, clock: Callable[[], float]) -> Tok
     raise failure
 
 
-def _life(access: AccessInfo) -> float:
-    expires, issued = access.expires, access.issued
-    if expires is None or issued is None:
-        raise ValueError("a token without its times")
-    return (expires - issued).total_seconds()
+def _life(access: AccessInfo, now: float) -> float:
+    """Return a token's seconds, by IAM's own clock alone where the answer has both times."""
+    expires, issued = _time(access, "expires"), _time(access, "issued")
+    if expires is None:
+        return USUAL_LIFE
+    return max((expires - (issued or datetime.fromtimestamp(now, UTC))).total_seconds(), SHORTEST_LIFE)
+
+
+def _time(access: AccessInfo, name: str) -> datetime | None:
+    try:
+        found: datetime | None = getattr(access, name)
+    except KeyError:
+        return None
+    return found
 
 
 def _access(account: Account, verify: bool | str) -> AccessInfo:  # noqa: FBT001 as in requests

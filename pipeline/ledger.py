@@ -56,8 +56,9 @@ class Planned:
 
 
 def read_plans(store: Store) -> Planned:
-    """Read every plan of an output, oldest first."""
-    return Planned(_plan.decode(store.read(f"plan/{name}")) for name in store.names("plan"))
+    """Read every plan of an output, oldest first; a draft that a crash left is none."""
+    names = (name for name in store.names("plan") if name.endswith(".json"))
+    return Planned(_plan.decode(store.read(f"plan/{name}")) for name in names)
 
 
 def write_plan(store: Store, plan: Plan, number: int) -> None:

@@ -20,7 +20,7 @@ from pipeline.ledger import STOP, SUCCESS, Planned, counted, read_plans, read_st
 from pipeline.plan import remaining
 from pipeline.progress import Progress
 from pipeline.session import session
-from pipeline.storage import Store, storing
+from pipeline.storage import Store, is_draft, storing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -199,12 +199,16 @@ def _clear(store: Store) -> None:
 
 
 def _remove_strays(store: Store, receipts: Iterable[Receipt]) -> None:
-    """Remove objects that no counting receipt names, and receipts that do not count."""
-    named = {receipt.name for receipt in receipts}
+    """Remove objects that no counting receipt names, receipts that do not count, and the drafts of a crash."""
+    named = {f"receipts/{receipt.name}.json" for receipt in receipts}
+    named |= {one.name for receipt in receipts for one in (receipt.results, receipt.errors) if one}
     for folder in ("results", "errors", "receipts"):
         for name in store.names(folder):
-            if name.partition(".")[0] not in named:
+            if f"{folder}/{name}" not in named:
                 store.delete(f"{folder}/{name}")
+    for folder in (".", "plan", "runs"):
+        for name in filter(is_draft, store.names(folder)):
+            store.delete(f"{folder}/{name}")
 
 
 @contextmanager

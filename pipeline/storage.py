@@ -165,6 +165,11 @@ class Draft:
         return True
 
 
+def is_draft(name: str) -> bool:
+    """Whether an object was never kept: its process died."""
+    return name.startswith(_PART)
+
+
 @contextmanager
 def storing(action: str, name: str) -> Iterator[None]:
     """Translate what storage raises into a StorageFailed that says what failed, where."""

@@ -15,6 +15,7 @@ from pipeline.ids import row_namer
 from pipeline.ledger import SUCCESS, Planned, counted, read_plans
 from pipeline.plan import remaining
 from pipeline.storage import Store, storing
+from schemas.values import Allowance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,11 +46,19 @@ class _Identity(msgspec.Struct):
     row_uuid: str
 
 
-class _JobName(msgspec.Struct):
+class _Errors(msgspec.Struct):
+    allow: str
+
+
+class _Job(msgspec.Struct):
+    """What `verify` needs to know of the job."""
+
     name: str
+    errors: _Errors
 
 
 _identity: Final = msgspec.json.Decoder(_Identity)
+_job: Final = msgspec.json.Decoder(_Job)
 
 
 def verify(store: Store) -> Verdict:
@@ -58,16 +67,25 @@ def verify(store: Store) -> Verdict:
         raise JobError(
             f"{store.uri} has no job.json, so it is no output of bulkscore; name a job file or its output.path"
         )
-    job = msgspec.json.decode(store.read("job.json"), type=_JobName).name
+    job = _job.decode(store.read("job.json"))
     planned = read_plans(store)
     receipts = counted(store, planned)
     breaches = [*_missing(planned, receipts), *_strays(store, receipts)]
     for receipt in receipts:
-        breaches += _receipt(store, job, planned.sources[receipt.source], receipt)
+        breaches += _receipt(store, job.name, planned.sources[receipt.source], receipt)
     scored, dead = sum(one.scored for one in receipts), sum(one.dead for one in receipts)
-    if breaches and store.exists(SUCCESS):
-        breaches.append(f"{SUCCESS} stands without right")
+    if store.exists(SUCCESS):
+        breaches += _unearned(breaches, Allowance.read(job.errors.allow), dead, planned.rows)
     return Verdict(store.uri, planned.rows, scored, dead, tuple(breaches))
+
+
+def _unearned(breaches: list[str], allow: Allowance, dead: int, planned: int) -> list[str]:
+    """Say why `_SUCCESS` may not stand, if it may not."""
+    if breaches:
+        return [f"{SUCCESS} stands without right"]
+    if not allow.permits(dead, planned):
+        return [f"{SUCCESS} stands without right: {dead} of {planned} rows are dead letters, errors.allow is {allow}"]
+    return []
 
 
 def _missing(planned: Planned, receipts: list[Receipt]) -> Iterator[str]:
@@ -123,7 +141,7 @@ def _rows(store: Store, receipt: Receipt) -> Iterator[tuple[Int64s, pa.Array[Any
     if receipt.results:
         with store.open(receipt.results.name) as file, pq.ParquetFile(file) as table:
             for batch in table.iter_batches(columns=["source_row", "row_uuid"]):
-                yield batch.column("source_row").to_numpy(), batch.column("row_uuid")
+                yield batch.column("source_row").fill_null(-1).to_numpy(), batch.column("row_uuid")
     if receipt.errors:
         letters = [_identity.decode(line) for line in store.read(receipt.errors.name).splitlines()]
         yield np.array([one.source_row for one in letters], np.int64), pa.array([one.row_uuid for one in letters])

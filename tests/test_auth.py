@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import pickle
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from rawserver import answering, authority, serving
 from pipeline import auth as auth_module
 from pipeline.auth import IamUnavailable, open_auth
 from pipeline.errors import JobError, Refused
-from pipeline.iam import Token
+from pipeline.iam import Token, account_of, ask
 from schemas.job import NoAuth, TokenAuth
 
 PASSWORD = "pass-word-9831"
@@ -28,6 +30,7 @@ HEADER = "X-Auth-Token"
 PROCESS = """
 import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from pipeline.auth import open_auth
 from schemas.job import TokenAuth
@@ -148,6 +151,19 @@ def test_a_token_of_the_project_is_asked_for_as_iam_documents_it(tmp_path):
         {"project": {"id": "p1"}},
     ]
     assert server.requests[0].startswith(b"POST /v3/auth/tokens?nocatalog")
+
+
+@pytest.mark.parametrize(
+    ("times", "life"),
+    [({"expires_at": "2001-01-01T00:16:40.000000Z"}, 1000), ({}, 86_400), ({"expires_at": "2000-12-31T00:00:00Z"}, 1)],
+)
+def test_a_token_that_comes_without_its_times_is_used_all_the_same(tmp_path, times, life):
+    """Its life is counted from our clock, or is the documented day; it is never so short that every request asks."""
+    now = datetime(2001, 1, 1, tzinfo=UTC).timestamp()
+    script = answering(reply(201, {"token": times}, "X-Subject-Token: MII-1"))
+    with serving(script) as server:
+        token = ask(account_of(settings(base_of(server)), os.environ), verify=True, clock=lambda: now)
+    assert (token.text, token.life) == ("MII-1", life)
 
 
 def test_the_sandbox_grants_a_token_that_its_service_takes(sandbox, tmp_path):
