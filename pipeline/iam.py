@@ -121,15 +121,19 @@ def ask(account: Account, verify: bool | str, clock: Callable[[], float]) -> Tok
 
     try:
         access = _access(account, verify)
-        if not access.auth_token:
-            raise ValueError("an answer without a token")
         now = clock()
-        return Token(str(access.auth_token), now, _life(access, now))
+        return Token(_text(access), now, _life(access, now))
     except ClientException as error:
         failure = _failure(account, error)
     except (KeyError, TypeError, ValueError):
         failure = Refused(f"{account.place} answers without a token; check service.auth.auth_url")
     raise failure
+
+
+def _text(access: AccessInfo) -> str:
+    if not access.auth_token:
+        raise ValueError("an answer without a token")
+    return str(access.auth_token)
 
 
 def _life(access: AccessInfo, now: float) -> float:

@@ -157,7 +157,7 @@ def test_a_token_of_the_project_is_asked_for_as_iam_documents_it(tmp_path):
     ("times", "life"),
     [({"expires_at": "2001-01-01T00:16:40.000000Z"}, 1000), ({}, 86_400), ({"expires_at": "2000-12-31T00:00:00Z"}, 1)],
 )
-def test_a_token_that_comes_without_its_times_is_used_all_the_same(tmp_path, times, life):
+def test_a_token_that_comes_without_its_times_is_used_all_the_same(times, life):
     """Its life is counted from our clock, or is the documented day; it is never so short that every request asks."""
     now = datetime(2001, 1, 1, tzinfo=UTC).timestamp()
     script = answering(reply(201, {"token": times}, "X-Subject-Token: MII-1"))
@@ -312,9 +312,9 @@ def test_a_refused_token_is_not_given_out_again_while_iam_is_out(tmp_path):
     with serving(granting("MII-1")) as server:
         auth = asking(server, tmp_path)
         stale = auth.headers()
-    for ask in (lambda: auth.refresh(stale), auth.headers):
+    for again in (lambda: auth.refresh(stale), auth.headers):
         with pytest.raises(IamUnavailable):
-            ask()
+            again()
 
 
 @pytest.mark.parametrize(
