@@ -56,7 +56,7 @@ class Caller:
         stopping: Stopping,
         progress: Progress,
     ) -> None:
-        self._setting = setting._replace(last_success=lambda: self._last_success)
+        self._setting = setting._replace(last_success=lambda: self._last_success, alone=lambda: self._under_way <= 1)
         self._transport = transport
         self._auth = auth
         self._headers = {"Content-Type": setting.adapter.content_type, **headers}
@@ -69,13 +69,14 @@ class Caller:
         self._pace = Pace(rate)
         self._budget = Budget(BUDGET_BYTES)
         self._costs: dict[int, int] = {}
+        self._under_way = 0
         self._most = _AHEAD * self._window.limit
         self._pool = ThreadPoolExecutor(self._most, thread_name_prefix="converse")
 
     def reserve(self, chunk: Chunk, head: Future[list[Outcome]] | None) -> bool:
         """Reserve a chunk's bytes and its turn; False when `head` is done first, which may hold what is missing."""
         with self._changed:
-            cost = self._budget.cost(len(chunk.body), len(chunk))
+            cost = self._budget.cost(chunk.weight, len(chunk))
             while len(self._costs) >= self._most or not self._budget.admit(cost):
                 if head is not None and head.done():
                     return False
@@ -89,8 +90,10 @@ class Caller:
         The future raises Stopped when the run ends first, Refused when the service refuses the job, StorageFailed when
         it stays out.
         """
+        with self._changed:
+            self._under_way += 1
         future = self._pool.submit(self._converse, chunk)
-        future.add_done_callback(lambda _: self._notify())
+        future.add_done_callback(lambda _: self._ended())
         return future
 
     def release(self, chunk: Chunk) -> None:
@@ -104,8 +107,9 @@ class Caller:
         self._pool.shutdown()
         self._transport.close()
 
-    def _notify(self) -> None:
+    def _ended(self) -> None:
         with self._changed:
+            self._under_way -= 1
             self._changed.notify_all()
 
     def _converse(self, chunk: Chunk) -> list[Outcome]:

@@ -78,6 +78,11 @@ class Chunk:
         """Rows in the request."""
         return len(self.source_rows)
 
+    @property
+    def weight(self) -> int:
+        """Bytes that the chunk holds: its body, and the rows that are refused."""
+        return len(self.body) + sum(len(refusal.line) for refusal in self.refused)
+
     def line(self, position: int) -> bytes:
         """Return the JSON of one sent row."""
         start, stop = self.spans[position]

@@ -8,11 +8,16 @@ import socket
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import settings
 
 from pipeline.sandbox.server import Options, running
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY")
 TRUST = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")  # beats a session's own `verify`
+
+
+settings.register_profile("bulkscore", deadline=None, print_blob=True)  # a busy machine is no finding
+settings.load_profile("bulkscore")
 
 
 @pytest.fixture(autouse=True)

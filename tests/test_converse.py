@@ -159,6 +159,7 @@ def test_a_request_that_succeeds_is_one_request():
     assert scored.chunk is chunk
     assert [json.loads(text) for text in scored.answers.to_pylist()] == [{"y": 0}, {"y": 1}, {"y": 2}]
     assert (scored.attempts, scored.seconds, scored.at) == (1, 0.5, START + timedelta(seconds=0.5))
+    assert scored.received == len(good(chunk).body)
     assert world.commands == [Send(chunk)]
 
 
@@ -295,7 +296,7 @@ def test_a_key_revoked_in_the_middle_of_a_run_stops_the_job():
     world = World(always(EXPIRED))
     world.succeeded = world.time + 0.25
     with pytest.raises(Refused):
-        world.run(chunk_of(2))
+        world.run(chunk_of(1))
 
 
 @pytest.mark.parametrize(
@@ -384,9 +385,9 @@ def test_a_row_that_crashes_the_model_dies_alone():
 def test_pressure_never_halves_at_once():
     """Every request has all its attempts, with waits between, so that a service under pressure gets no bursts."""
     world = World(always(THROTTLED), others=True, attempts=3)
-    assert summary(world.run(chunk_of(2))) == ended(2, [0, 1], "exhausted")
-    assert [len(rows) for rows in world.sent()] == [2, 2, 2, 1, 1, 1, 1, 1, 1]
-    assert len(world.waits()) == 6
+    assert summary(world.run(chunk_of(3))) == ended(3, [0, 1, 2], "exhausted")
+    assert [len(rows) for rows in world.sent()] == [3] * 3 + [2] * 3 + [1] * 9
+    assert len(world.waits()) == 2 * 5
 
 
 @pytest.mark.parametrize("fault", [GATEWAY_503, THROTTLED, UNAVAILABLE, CRASHED, NOBODY, TIMEOUT])
@@ -407,7 +408,7 @@ def test_an_outage_that_begins_in_the_middle_of_a_run_kills_no_row(fault):
     world = World(always(fault), attempts=3, outage=600)
     world.succeeded = world.time + 0.25
     with pytest.raises(StorageFailed):
-        world.run(chunk_of(4))
+        world.run(chunk_of(1))
 
 
 def test_an_outage_that_ends_in_time_costs_nothing():

@@ -129,10 +129,12 @@ def test_splits_cover_every_row_once_and_are_enough(sizes, workers, row_bytes):
     assert len(splits) <= max(2 * wanted, sum(sizes) // worth) + len(sizes)
 
 
-@pytest.mark.parametrize(("rows", "workers"), [(200_000, 1), (2_561_000, 4), (10_000_001, 8)])
-def test_a_large_source_is_cut_for_every_worker(rows, workers):
-    """One file alone gives each worker its twenty splits, of nearly equal size."""
-    splits = list(cut([source(0, rows)], workers=workers, row_bytes=100))
+@pytest.mark.parametrize(
+    ("rows", "workers", "row_bytes"), [(200_000, 1, 100), (2561, 4, 1_000_000), (10_000_001, 8, 0), (31, 1, 10**9)]
+)
+def test_a_large_source_is_cut_for_every_worker(rows, workers, row_bytes):
+    """One file alone gives each worker its twenty splits, of nearly equal size; a few large rows are enough."""
+    splits = list(cut([source(0, rows)], workers=workers, row_bytes=row_bytes))
     assert len(splits) >= SPLITS_PER_WORKER * workers
     sizes = {split.stop - split.start for split in splits}
     assert max(sizes) - min(sizes) <= 1

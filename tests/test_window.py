@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.window import CUT, EPISODE_SECONDS, START, Budget, Window
+from pipeline.window import CUT, EPISODE_SECONDS, START, Budget, Pace, Window
 
 
 class Clock:
@@ -68,6 +70,23 @@ def test_the_window_is_open_while_a_place_is_free():
     assert window.open
     window.in_flight = 2
     assert not window.open
+
+
+@given(st.integers(1, 1000), st.lists(st.floats(0, 0.5), min_size=1, max_size=60))
+def test_no_second_sees_more_requests_than_the_rate_allows(rate, pauses):
+    """Turns are taken in order, at least the rate's gap apart, and no later than they must be."""
+    pace, now, turns = Pace(float(rate)), 0.0, []
+    for pause in pauses:
+        now += pause
+        turns.append(now + pace.turn(now))
+        expected = max(now, turns[-2] + 1 / rate) if len(turns) > 1 else now
+        assert math.isclose(turns[-1], expected, abs_tol=1e-9)
+
+
+def test_without_a_rate_nobody_waits():
+    """Every turn is now."""
+    pace = Pace(None)
+    assert [pace.turn(5.0) for _ in range(3)] == [0.0, 0.0, 0.0]
 
 
 @given(st.integers(1, 1000), st.lists(st.integers(0, 2000), max_size=50), st.randoms())
