@@ -109,7 +109,7 @@ def run(
     job: JobFile,
     param: Params = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
-    restart: Annotated[bool, typer.Option(help="Remove everything but runs/ first.")] = False,  # noqa: FBT002
+    restart: Annotated[bool, typer.Option("--restart", help="Remove everything but runs/ first.")] = False,  # noqa: FBT002
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> int:
