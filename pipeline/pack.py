@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -61,14 +61,16 @@ class Refusal(NamedTuple):
 class Chunk:
     """Source rows `[first, stop)`: those that `body` carries, in order, and those that are refused unsent.
 
-    `spans[i]` is the half-open byte range of the i-th sent row in `body`. A chunk without sent rows is never sent.
+    The rows begin at `offset` in `body`; `costs[i]` is the bytes of the i-th sent row with the comma behind it. A chunk
+    without sent rows is never sent.
     """
 
     first: int
     stop: int
     uuid: str
     body: bytes
-    spans: Int64s
+    offset: int
+    costs: Int64s
     source_rows: Int64s
     row_uuids: pa.StringArray
     keep: pa.RecordBatch
@@ -83,6 +85,12 @@ class Chunk:
         """Bytes that the chunk holds: its body, and the rows that are refused."""
         return len(self.body) + sum(len(refusal.line) for refusal in self.refused)
 
+    @property
+    def spans(self) -> Int64s:
+        """The half-open byte range of each sent row in `body`; worked out when asked for, which is seldom."""
+        ends = np.cumsum(self.costs) + self.offset
+        return np.stack((ends - self.costs, ends - 1), axis=1)
+
     def line(self, position: int) -> bytes:
         """Return the JSON of one sent row."""
         start, stop = self.spans[position]
@@ -93,14 +101,15 @@ class Chunk:
         uuids = self.row_uuids.slice(start, stop - start)
         uuid = request_uuid(uuids)
         prefix, suffix = frame(uuid)
-        low, high = int(self.spans[start][0]), int(self.spans[stop - 1][1])
+        spans = self.spans
         rows = self.source_rows[start:stop]
         return Chunk(
             first=int(rows[0]),
             stop=int(rows[-1]) + 1,
             uuid=uuid,
-            body=b"".join((prefix, self.body[low:high], suffix)),
-            spans=self.spans[start:stop] - low + len(prefix),
+            body=b"".join((prefix, self.body[spans[start][0] : spans[stop - 1][1]], suffix)),
+            offset=len(prefix),
+            costs=self.costs[start:stop],
             source_rows=rows,
             row_uuids=uuids,
             keep=self.keep.slice(start, stop - start),
@@ -125,7 +134,8 @@ def pack(blocks: Iterable[Block], limits: Limits, frame: Frame) -> Iterator[Chun
                     yield draft.close()
                     draft = _Draft(frame)
                     continue
-                draft.add(block, position, position + count, int(totals[position + count - 1]) - spent)
+                draft.add(_Part(block, position, position + count, costs[position : position + count]))
+                draft.size += int(totals[position + count - 1]) - spent
                 position += count
             if stop in refused:
                 draft.refuse(refused[stop])
@@ -171,17 +181,16 @@ class _Draft:
     frame: Frame
     size: int = 0
     rows: int = 0
-    parts: list[tuple[Block, int, int]] = field(default_factory=list)
+    parts: list[_Part] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     refused_bytes: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.refused)
 
-    def add(self, block: Block, start: int, stop: int, size: int) -> None:
-        self.parts.append((block, start, stop))
-        self.size += size
-        self.rows += stop - start
+    def add(self, part: _Part) -> None:
+        self.parts.append(part)
+        self.rows += part.stop - part.start
 
     def refuse(self, refusal: Refusal) -> None:
         self.refused.append(refusal)
@@ -189,39 +198,67 @@ class _Draft:
 
     def close(self) -> Chunk:
         covered = [row.source_row for row in self.refused]
-        covered += [block.first + edge for block, start, stop in self.parts for edge in (start, stop - 1)]
-        uuids = pa.concat_arrays([block.row_uuids.slice(i, j - i) for block, i, j in self.parts] or [_NO_UUIDS])
+        covered += [edge for part in self.parts for edge in (part.first, part.last)]
+        uuids = _joined([part.row_uuids for part in self.parts], pa.concat_arrays, _NO_UUIDS)
         uuid = request_uuid(uuids)
         prefix, suffix = self.frame(uuid)
         return Chunk(
             first=min(covered),
             stop=max(covered) + 1,
             uuid=uuid,
-            body=b"".join((prefix, b",".join(_json(*part) for part in self.parts), suffix)),
-            spans=self._spans(len(prefix)),
-            source_rows=np.concatenate([np.arange(b.first + i, b.first + j) for b, i, j in self.parts] or [_NO_ROWS]),
+            body=b"".join((prefix, b",".join([part.json for part in self.parts]), suffix)),
+            offset=len(prefix),
+            costs=_joined([part.costs for part in self.parts], np.concatenate, _NO_ROWS),
+            source_rows=_joined(
+                [np.arange(part.first, part.last + 1) for part in self.parts], np.concatenate, _NO_ROWS
+            ),
             row_uuids=uuids,
             keep=self._keep(),
             refused=tuple(self.refused),
         )
 
-    def _spans(self, offset: int) -> Int64s:
-        lengths = [np.diff(b.encoded.ends[i:j], prepend=b.encoded.ends[i - 1] if i else 0) for b, i, j in self.parts]
-        ends = np.cumsum(np.concatenate(lengths or [_NO_ROWS])) + offset
-        return np.stack((np.concatenate(([offset], ends[:-1]))[: len(ends)], ends - 1), axis=1)
-
     def _keep(self) -> pa.RecordBatch:
-        kept = [block.keep.slice(start, stop - start) for block, start, stop in self.parts]
-        if not kept:
-            return self.refused[0].keep.slice(0, 0)
-        return pa.concat_batches(kept)  # type: ignore[attr-defined, no-any-return]  # missing in the stubs
+        nothing = self.refused[0].keep.slice(0, 0) if self.refused else None
+        kept = [part.block.keep.slice(part.start, part.stop - part.start) for part in self.parts]
+        concatenate = pa.concat_batches  # type: ignore[attr-defined] # missing in the stubs
+        batch: pa.RecordBatch = _joined(kept, concatenate, nothing)
+        return batch
+
+
+class _Part(NamedTuple):
+    """Rows `[start, stop)` of a block; `costs` are their bytes, each with the comma behind it."""
+
+    block: Block
+    start: int
+    stop: int
+    costs: Int64s
+
+    @property
+    def first(self) -> int:
+        return self.block.first + self.start
+
+    @property
+    def last(self) -> int:
+        return self.block.first + self.stop - 1
+
+    @property
+    def row_uuids(self) -> pa.StringArray:
+        return self.block.row_uuids.slice(self.start, self.stop - self.start)
+
+    @property
+    def json(self) -> bytes:
+        """The rows, joined by commas."""
+        end = self.block.encoded.ends[self.stop - 1]
+        begin = end - self.costs.sum()
+        return self.block.encoded.lines[begin : end - 1].replace(b"\n", b",")
 
 
 _NO_UUIDS: Final = pa.array([], pa.string())
 _NO_ROWS: Final = np.empty(0, np.int64)
 
 
-def _json(block: Block, start: int, stop: int) -> bytes:
-    """Return the rows of one part, joined by commas."""
-    ends = block.encoded.ends
-    return block.encoded.lines[ends[start - 1] if start else 0 : ends[stop - 1] - 1].replace(b"\n", b",")
+def _joined(pieces: list[Any], concatenate: Callable[[list[Any]], Any], nothing: Any) -> Any:
+    """Join what the parts of a chunk have; most chunks have one part, and are spared the copy."""
+    if len(pieces) > 1:
+        return concatenate(pieces)
+    return pieces[0] if pieces else nothing
