@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench schema lock clean
+.PHONY: help run test lint types layers check bench schema lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,15 +13,20 @@ help: ## list the targets
 run: .venv/.run ## score the iris data against the sandbox service; results in results/iris
 	@$(BIN)/python -m pipeline.sandbox jobs/iris.yaml
 
-test: .venv/.dev ## run the tests
-	@$(BIN)/python -m pytest
+test: .venv/.dev ## run the tests with branch coverage
+	@$(BIN)/python -m pytest --cov --cov-report=term
 
-check: .venv/.dev ## lint, types, import layers, tests with branch coverage: what CI runs
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --cov --cov-report=term
+lint: .venv/.dev ## look for mistakes, and for files not formatted
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: .venv/.dev ## check the types
+	@$(BIN)/mypy
+
+layers: .venv/.dev ## check that imports go downwards
+	@$(BIN)/lint-imports
+
+check: lint types layers test ## all of these four: what CI runs
 
 bench: .venv/.bench ## measure rivals and us in one run
 	@$(BIN)/python tests/bench/bench.py

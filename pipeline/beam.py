@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import BulkscoreError, JobError, StorageFailed
@@ -28,8 +27,9 @@ from apache_beam.utils.windowed_value import WindowedValue  # noqa: E402
 
 logging.disable(logging.NOTSET)
 
-SPLITS_AT_ONCE: Final = 3
-"""Splits a worker overlaps, so that its window stays full while one split ends and the next one begins."""
+SPLITS_AT_ONCE: Final = 16
+"""Splits a worker overlaps, so that its window stays full while one split ends and the next one begins, and where a
+split is one request. One at a time is read, so that the others cost a thread."""
 
 RUNNERS: Final = {"flink": "FlinkRunner", "spark": "SparkRunner", "prism": "PrismRunner", "dataflow": "DataflowRunner"}
 
@@ -57,21 +57,27 @@ class ScoreSplits(beam.DoFn):
 
     def start_bundle(self) -> None:
         """Begin with nothing under way."""
-        self._pending: deque[Future[list[Receipt]]] = deque()
+        self._pending: list[Future[list[Receipt]]] = []
 
     def process(self, work: Work) -> Iterator[Receipt]:
         """Start a range, once there is a place for it; emit the receipts of the one that made way."""
         if self._scorer is None:
             return
         if len(self._pending) == SPLITS_AT_ONCE:
-            yield from self._pending.popleft().result()
+            wait(self._pending, return_when=FIRST_COMPLETED)  # whichever it is: a slow one keeps no other waiting
+            yield from self._ended()
         self._pending.append(self._splits.submit(self._scorer.score, work))
 
     def finish_bundle(self) -> Iterator[Any]:
         """Wait for the rest."""
-        while self._pending:
-            for receipt in self._pending.popleft().result():
-                yield WindowedValue(receipt, GlobalWindow().max_timestamp(), (GlobalWindow(),))
+        wait(self._pending)
+        for receipt in self._ended():
+            yield WindowedValue(receipt, GlobalWindow().max_timestamp(), (GlobalWindow(),))
+
+    def _ended(self) -> Iterator[Receipt]:
+        for future in [future for future in self._pending if future.done()]:
+            self._pending.remove(future)
+            yield from future.result()
 
     def teardown(self) -> None:
         """Let the threads go."""

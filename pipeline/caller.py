@@ -27,6 +27,9 @@ BUDGET_BYTES: Final = 128_000_000
 _AHEAD: Final = 2
 """Conversations under way for each place in the window: one that waits between attempts leaves no place empty."""
 
+_OVERHEAD: Final = 8_000
+"""Bytes that the objects of a chunk and its results take, beside what they carry."""
+
 _BY_MISHAP: Final[dict[str, Action]] = {
     "refused": Action.RETRY,
     "unknown-host": Action.RETRY,
@@ -69,19 +72,22 @@ class Caller:
         self._pace = Pace(rate)
         self._budget = Budget(BUDGET_BYTES)
         self._costs: dict[int, int] = {}
-        self._under_way = 0
+        self._under_way = self._resting = 0
+        self._rests_since = float("-inf")
+        self._guest: int | None = None
         self._most = _AHEAD * self._window.limit
         self._pool = ThreadPoolExecutor(self._most, thread_name_prefix="converse")
 
     def reserve(self, chunk: Chunk, head: Future[list[Outcome]] | None) -> bool:
         """Reserve a chunk's bytes and its turn; False when `head` is done first, which may hold what is missing."""
         with self._changed:
-            cost = self._budget.cost(chunk.weight, len(chunk))
-            while len(self._costs) >= self._most or not self._budget.admit(cost):
+            cost = self._budget.cost(chunk.weight + _OVERHEAD, len(chunk))
+            while not self._admit(chunk, cost):
                 if head is not None and head.done():
                     return False
                 self._changed.wait()
             self._costs[id(chunk)] = cost
+            self._under_way += 1
             return True
 
     def submit(self, chunk: Chunk) -> Future[list[Outcome]]:
@@ -90,10 +96,8 @@ class Caller:
         The future raises Stopped when the run ends first, Refused when the service refuses the job, StorageFailed when
         it stays out.
         """
-        with self._changed:
-            self._under_way += 1
         future = self._pool.submit(self._converse, chunk)
-        future.add_done_callback(lambda _: self._ended())
+        future.add_done_callback(lambda _: self._ended(chunk))
         return future
 
     def release(self, chunk: Chunk) -> None:
@@ -107,9 +111,27 @@ class Caller:
         self._pool.shutdown()
         self._transport.close()
 
-    def _ended(self) -> None:
+    def _admit(self, chunk: Chunk, cost: int) -> bool:
+        """Take the bytes, if they fit.
+
+        Where everybody under way waits between attempts and nobody succeeded since, one more is let in that does not
+        fit: nothing else could tell the trouble of some rows, behind which the others' results pile up, from an outage.
+        """
+        if self._under_way >= self._most:
+            return False
+        if self._budget.admit(cost):
+            return True
+        stuck = 0 < self._under_way == self._resting and self._last_success < self._rests_since
+        if stuck and self._guest is None:
+            self._guest = id(chunk)
+            self._budget.exceed(cost)
+        return self._guest == id(chunk)
+
+    def _ended(self, chunk: Chunk) -> None:
         with self._changed:
             self._under_way -= 1
+            if self._guest == id(chunk):
+                self._guest = None
             self._changed.notify_all()
 
     def _converse(self, chunk: Chunk) -> list[Outcome]:
@@ -177,10 +199,17 @@ class Caller:
 
     def _wait(self, command: Wait) -> None:
         self._progress.add(retries=1)
-        if command.pressure:
-            with self._changed:
+        with self._changed:
+            if command.pressure:
                 self._window.pressure()
-        self._stopping.wait(command.seconds)
+            self._resting += 1
+            self._rests_since = self._setting.clock()
+            self._changed.notify_all()
+        try:
+            self._stopping.wait(command.seconds)
+        finally:
+            with self._changed:
+                self._resting -= 1
 
     def _refresh(self, used: Mapping[str, str]) -> None:
         try:

@@ -241,15 +241,15 @@ def load(path: Path, params: list[str], sets: list[str]) -> Job:
 
 def checked(job: Job) -> list[str]:
     """Return what keeps this machine from running a valid job: local paths and secrets."""
-    from pipeline.globs import keep_apart
+    from pipeline.globs import keep_apart, nothing_at
     from pipeline.jobfile import missing_secrets
 
     problems = missing_secrets(job) if job.runner.name == "local" else []
     for path in job.input.path:
         keep_apart(path, job.output.path)
-        if "://" not in path and not any(glob.iglob(path, recursive=True)):  # noqa: PTH207 - absolute patterns
-            problem = "matches no file" if glob.has_magic(path) else "does not exist"
-            problems.append(f"input.path: {path} {problem}; mend the path, or put the file there")
+        folder = Path(path).is_dir()
+        if "://" not in path and (folder or not any(glob.iglob(path, recursive=True))):  # noqa: PTH207 - absolute patterns
+            problems.append(nothing_at(path, folder=folder))
     files = {"ca": job.service.tls.ca, "cert": job.service.tls.cert, "key": job.service.tls.key}
     for key, file in files.items():
         if file and not Path(file).is_file():

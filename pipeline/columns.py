@@ -33,17 +33,20 @@ class Columns(NamedTuple):
 
 
 def columns_of(job: Job, schema: pa.Schema, where: str) -> Columns:
-    """Choose the columns of an input. Raises JobError for one that the input does not have."""
+    """Choose the columns of an input. Raises JobError for one that the input does not have, or has twice."""
     for key, names in {"send": job.input.send or (), "keep": job.input.keep, "columns": job.input.columns}.items():
         for name in names:
             if name not in schema.names:
                 raise JobError(f"input.{key}: {where} has no column {name!r}; it has: {', '.join(schema.names)}")
+    send = job.input.send or tuple(name for name in schema.names if name not in job.input.keep)
+    for name in (*send, *job.input.keep, *job.input.columns):
+        if schema.names.count(name) > 1:
+            raise JobError(f"input.path: {where} has more than one column {name!r}; give each a name of its own")
     for name, kind in types_of(job.input.columns).items():
         schema = schema.set(schema.get_field_index(name), pa.field(name, kind))
-    send = job.input.send or tuple(name for name in schema.names if name not in job.input.keep)
     columns = Columns(schema, send, job.input.keep)
     encoder_of(job, columns)
-    RowEncoder(columns.kept, columns.keep, rename={})
+    RowEncoder(columns.kept, columns.keep, rename={}, key="input.keep")
     return columns
 
 

@@ -11,7 +11,7 @@ from pipeline.ledger import counted, read_plans
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS
 from pipeline.plan import remaining
-from pipeline.read import Reader, footer, types_of
+from pipeline.read import Reader, schema_of, types_of
 from pipeline.storage import Store
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _row_bytes(job: Job, todo: list[Work]) -> float:
     if not todo:
         return 0.0
     work = todo[0]
-    columns = columns_of(job, footer(work.source.uri).schema, work.source.uri)
+    columns = columns_of(job, schema_of(work.source), work.source.uri)
     with closing(Reader(columns.needed, types_of(job.input.columns))) as reader:
         sample = next(reader.read(work.source, work.start, work.stop)).data
     encoded = encoder_of(job, columns).encode(sample)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from pipeline.columns import columns_of
 from pipeline.errors import JobError
-from pipeline.globs import WILD, keep_apart, split_pattern
+from pipeline.globs import keep_apart, nothing_at, split_pattern
 from pipeline.plan import cut
 from pipeline.read import Footer, footer
 from pipeline.storage import Listed, find
@@ -31,8 +32,7 @@ def listing(job: Job) -> list[Listed]:
         keep_apart(pattern, job.output.path)
         matched = find(pattern)
         if not matched:
-            problem = "matches no file" if WILD.search(pattern) else "does not exist"
-            raise JobError(f"input.path: {pattern} {problem}; mend the path, or put the file there")
+            raise JobError(nothing_at(pattern, folder=Path(pattern).is_dir()))
         above = split_pattern(pattern)[0][len(shared) :].strip("/")
         found.update((one.uri, one._replace(path=f"{above}/{one.path}".lstrip("/"))) for one in matched)
     return sorted(found.values())
@@ -71,9 +71,11 @@ def _plan(job: Job, planned: Planned, run: str, new: list[Listed]) -> Plan:
     weight = 0
     for number, one in enumerate(new, start=len(planned.sources)):
         found = footer(one.uri)
-        columns = columns or _types(found)
         used = columns_of(job, found.schema, one.uri).needed
-        _same_types(one, found, columns, used)
+        if found.rows:  # without rows a file may have any columns and types: writers put null where nothing is
+            columns = columns or _types(found)
+            _same_columns(job, one, found, columns)
+            _same_types(job, one, found, columns, used)
         sources.append(Source(number, one.uri, one.path, one.size, one.version, found.rows))
         weight += found.data_bytes
     rows = sum(source.rows for source in sources)
@@ -85,11 +87,22 @@ def _types(found: Footer) -> dict[str, str]:
     return {field.name: str(field.type) for field in found.schema}
 
 
-def _same_types(one: Listed, found: Footer, columns: dict[str, str], used: tuple[str, ...]) -> None:
+def _same_columns(job: Job, one: Listed, found: Footer, columns: dict[str, str]) -> None:
+    """Where all columns are sent, all files have the same ones; `input.send` says which ones matter."""
+    odd = sorted(columns.keys() ^ set(found.schema.names))
+    if job.input.send is None and odd:
+        has = "has" if odd[0] in found.schema.names else "does not have"
+        raise JobError(
+            f"input.path: {one.uri} {has} a column {odd[0]!r}, unlike files before it; "
+            "name the columns to send: input.send: [...]"
+        )
+
+
+def _same_types(job: Job, one: Listed, found: Footer, columns: dict[str, str], used: tuple[str, ...]) -> None:
     """All files have the same types in the columns that are used; `input.columns` makes them so."""
     types = _types(found)
     for name in used:
-        if types[name] != columns.get(name, types[name]):
+        if name not in job.input.columns and types[name] != columns.get(name, types[name]):
             raise JobError(
                 f"input.path: column {name!r} is {types[name]} in {one.uri} and {columns[name]} in files before it; "
                 f"declare it: input.columns: {{{name}: ...}}"

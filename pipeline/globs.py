@@ -63,3 +63,11 @@ def keep_apart(pattern: str, output: str) -> None:
             raise JobError(
                 f"output.path: {output} is inside the input: its {name} would match {pattern}; move one of them"
             )
+
+
+def nothing_at(pattern: str, *, folder: bool = False) -> str:
+    """Say that no file is where the input should be; `folder` tells that a folder is."""
+    if folder:
+        return f"input.path: {pattern} is a folder; name the files in it, such as {pattern.rstrip('/')}/*.parquet"
+    problem = "matches no file" if WILD.search(pattern) else "does not exist"
+    return f"input.path: {pattern} {problem}; mend the path, or put the file there"

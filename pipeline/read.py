@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem, FileType
 
 from pipeline.errors import JobError, StorageFailed
 from pipeline.storage import open_source
@@ -51,6 +52,13 @@ def footer(uri: str) -> Footer:
         ) from None
 
 
+def schema_of(source: Source) -> pa.Schema:
+    """Return the schema of a planned source. Raises StorageFailed when it is no longer the file that was planned."""
+    with _reading(source.uri):
+        fs, path = _as_planned(source)
+        return pq.read_schema(path, filesystem=fs)
+
+
 def types_of(columns: Mapping[str, str]) -> dict[str, pa.DataType]:
     """Return the declared Arrow types. Raises JobError for a name that Arrow does not have."""
     types: dict[str, pa.DataType] = {}
@@ -86,7 +94,7 @@ class Reader:
         """
         with _reading(source.uri):
             file = self._file(source, start)
-            while file.position < stop and (batch := file.take(start, stop)) is not None:
+            while max(start, file.position) < stop and (batch := file.take(start, stop)) is not None:
                 yield _cast(file.position - batch.num_rows, batch, self._types)
 
     def close(self) -> None:
@@ -107,10 +115,7 @@ class _OpenSource:
 
     def __init__(self, source: Source, start: int, columns: list[str]) -> None:
         self.source = source
-        fs, path = open_source(source.uri)
-        info = fs.get_file_info(path)
-        if f"{info.size}-{info.mtime_ns}" != source.version:
-            raise StorageFailed(f"{source.uri} changed after it was planned; run the same command again to see how")
+        fs, path = _as_planned(source)
         self._file = pq.ParquetFile(path, filesystem=fs, pre_buffer=False, buffer_size=_READ_BUFFER)
         self.position, groups, size = _groups(self._file.metadata, start)
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
@@ -131,6 +136,18 @@ class _OpenSource:
         self._file.close()
 
 
+def _as_planned(source: Source) -> tuple[FileSystem, str]:
+    """Return the file system and path of a source that is still the file that was planned."""
+    fs, path = open_source(source.uri)
+    info = fs.get_file_info(path)
+    if f"{info.size}-{info.mtime_ns}" != source.version:
+        what = "is gone since" if info.type == FileType.NotFound else "changed after"
+        raise StorageFailed(
+            f"{source.uri} {what} it was planned; put it back, or run again to see how"
+        )
+    return fs, path
+
+
 def _groups(metadata: pq.FileMetaData, start: int) -> tuple[int, list[int], int]:
     """Return (first row of the group that `start` is in, that group and all behind it, bytes of a row)."""
     groups: list[int] = []
@@ -142,7 +159,7 @@ def _groups(metadata: pq.FileMetaData, start: int) -> tuple[int, list[int], int]
             groups.append(index)
             size = max(size, group.total_byte_size // max(1, group.num_rows))
         row += group.num_rows
-    return first, groups, size
+    return first if groups else row, groups, size
 
 
 def _cast(first: int, batch: pa.RecordBatch, types: Mapping[str, pa.DataType]) -> Batch:

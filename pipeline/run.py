@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from schemas.receipt import Receipt
 
 LOCK_SECONDS: Final = 10.0
-_CLEARED: Final = ("results", "errors", "receipts", "plan")
+_CLEARED: Final = ("receipts", "results", "errors", "plan")
+"""Receipts first: a crash in between must leave none whose objects are gone."""
 
 Watch = Callable[[Progress, int], AbstractContextManager[None]]
 
@@ -67,11 +68,12 @@ def run(job: Job, name: str, *, watch: Watch, restart: bool = False, arguments: 
     store = Store(job.output.path)
     _own(store)
     with lock(store):
-        if restart:
-            _clear(store)
-        _unchanged(store, job)
-        planned = read_plans(store)
+        planned = Planned(()) if restart else read_plans(store)
+        if not restart:
+            _unchanged(store, job)
         plan = draft(job, planned, name)
+        if restart:  # only now: a job that cannot be planned must not cost what is there
+            _clear(store)
         return _converge(job, store, name, planned, plan, watch, arguments)
 
 
@@ -81,6 +83,7 @@ def _converge(
     started = time.monotonic()
     store.write("job.json", _json({**resolved(job), "fingerprint": fingerprint(job), "bulkscore": __version__}))
     if plan:
+        store.delete(SUCCESS)
         write_plan(store, plan, planned.count)
         planned.add(plan)
     before = counted(store, planned)
@@ -190,12 +193,11 @@ def _unchanged(store: Store, job: Job) -> None:
 
 
 def _clear(store: Store) -> None:
-    """Remove all but `runs/`."""
+    """Remove all but `runs/`, and `job.json`, without which the folder would not be ours."""
     for name in (SUCCESS, STOP):
         store.delete(name)
     for folder in _CLEARED:
         store.delete_folder(folder)
-    store.delete("job.json")
 
 
 def _remove_strays(store: Store, receipts: Iterable[Receipt]) -> None:

@@ -7,8 +7,9 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from pipeline.auth import open_auth
@@ -21,7 +22,7 @@ from pipeline.ledger import read_receipts, read_stop, write_stop
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS, Block, Chunk, Limits, pack
 from pipeline.plan import Range, counting, subtract
-from pipeline.read import Reader, footer, types_of
+from pipeline.read import Reader, schema_of, types_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
 from pipeline.transport import Transport
@@ -51,7 +52,7 @@ class Scorer:
         self._adapter: Adapter = ModelArts(job.service.options)
         self._caller = _caller(job, self._adapter, stopping, progress)
         self._lock = threading.Lock()
-        self._reading = threading.Lock()
+        self._turns = _Turns()
         """One split reads and sends at a time, in order; the others wait for what they have under way."""
         self._columns: Columns | None = None
         self._reader: Reader | None = None
@@ -64,7 +65,6 @@ class Scorer:
         """
         receipts: list[Receipt] = []
         try:
-            self._look()
             done = counting(read_receipts(self.store, work.source.number), {work.source.number: work.source.version})
             for hole in subtract(Range(work.start, work.stop), (Range(one.start, one.stop) for one in done)):
                 receipts += self._score_range(work, hole)
@@ -99,7 +99,8 @@ class Scorer:
         )
         course = _Course(self, writer)
         try:
-            with self._reading:
+            with self._turns.take((work.source.number, hole.start)):
+                self._look()
                 for chunk in pack(self._blocks(work, hole, columns), self._limits(), self._adapter.frame):
                     if self.stopping:
                         break
@@ -117,7 +118,7 @@ class Scorer:
     def _columns_of(self, source: Source) -> Columns:
         """Return the columns, which planning saw to be the same in all sources."""
         with self._lock:
-            self._columns = self._columns or columns_of(self.job, footer(source.uri).schema, source.uri)
+            self._columns = self._columns or columns_of(self.job, schema_of(source), source.uri)
             return self._columns
 
     def _limits(self) -> Limits:
@@ -132,6 +133,30 @@ class Scorer:
             encoded = encoder.encode(batch)
             encoded = encoded._replace(refused={**encoded.refused, **unreadable})
             yield Block(first, encoded, names(first, first + batch.num_rows), batch.select(columns.keep))
+
+
+class _Turns:
+    """Lets one through at a time: of those that wait, the one that comes first in the input."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[int, int]] = []
+        self._taken = False
+
+    @contextmanager
+    def take(self, place: tuple[int, int]) -> Iterator[None]:
+        """Wait for the turn of (source, row), and have it."""
+        with self._changed:
+            heappush(self._waiting, place)
+            self._changed.wait_for(lambda: not self._taken and self._waiting[0] == place)
+            heappop(self._waiting)
+            self._taken = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken = False
+                self._changed.notify_all()
 
 
 class _Course:

@@ -86,6 +86,10 @@ class Budget:
         self._held += cost
         return True
 
+    def exceed(self, cost: int) -> None:
+        """Reserve the bytes, whether they fit or not."""
+        self._held += cost
+
     def release(self, cost: int) -> None:
         """Give reserved bytes back."""
         self._held -= cost

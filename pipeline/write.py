@@ -58,7 +58,7 @@ class RangeWriter:
         self._store = store
         self._work = work
         self._schema = result_schema(kept)
-        self._keep = RowEncoder(kept, kept.names, rename={})
+        self._keep = RowEncoder(kept, kept.names, rename={}, key="input.keep")
         self._run = run
         self._clock = clock
         self._now = now

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +28,6 @@ from pipeline.verify import verify
 BULKSCORE = Path(sys.executable).with_name("bulkscore")
 ROOT = Path(__file__).parent.parent
 SEND = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
-OURS = ("prediction", "source", "source_row", "row_uuid", "request_uuid", "request_row")
 PASSWORD = {"DEMO_PASSWORD": "demo"}
 LASTING = ("source", "source_row", "row_uuid", "prediction")
 """Columns of a result that no run may change."""
@@ -57,7 +57,7 @@ def put(path, table, **options):
     return path
 
 
-def job_file(folder, url, *, name="job.yaml", **keys):
+def job_file(folder, url, *, file="job.yaml", **keys):
     """Write a job over `folder/in/*.parquet` into `folder/out`; `keys` are dotted, with `__` for the dot."""
     values = {
         "version": 1,
@@ -72,7 +72,7 @@ def job_file(folder, url, *, name="job.yaml", **keys):
         for key in above:
             place = place.setdefault(key, {})
         place[last] = value
-    path = folder / name
+    path = folder / file
     path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")  # JSON is YAML
     return path
 
@@ -115,8 +115,8 @@ def loaded(path, **sets):
 
 def score(path, *, watch=lambda *_: nullcontext(), restart=False, **sets):
     """Run a job's engine in this process, without a command line; returns its summary."""
-    os.environ.update(PASSWORD)  # the tests' clean environment is put back by `_clean_environment`
-    return start_run(loaded(path, **sets), new_run(), watch=watch, restart=restart)
+    with mock.patch.dict(os.environ, PASSWORD):
+        return start_run(loaded(path, **sets), new_run(), watch=watch, restart=restart)
 
 
 def proved(out):

@@ -204,13 +204,6 @@ def test_two_columns_with_one_name_are_refused():
         encode(batch, rename={"a": "b"})
 
 
-def test_a_column_without_a_json_form_is_refused_by_name():
-    """The message names the column, its type, and what to do."""
-    batch = pa.record_batch({"when": pa.array([0], pa.timestamp("us"))})
-    with pytest.raises(JobError, match=r"input\.send: column 'when' has type timestamp\[us\].*leave it out"):
-        encode(batch)
-
-
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64(), pa.dictionary(pa.int8(), pa.float64())])
 def test_nan_reject_refuses_exactly_the_rows_with_nan_or_infinity(kind):
     """The reason names the column and the value; nulls are no NaN; the first column with one is named."""
