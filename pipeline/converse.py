@@ -81,6 +81,13 @@ class Refresh(NamedTuple):
 Command = Send | Wait | Refresh
 
 
+class Spent(NamedTuple):
+    """Requests that brought nothing but their halving, and the bytes of their bodies."""
+
+    requests: int = 0
+    size: int = 0
+
+
 class Scored(NamedTuple):
     """A request that succeeded: `answers[i]` is the JSON text for the i-th row of `chunk`; `received` in bytes."""
 
@@ -90,6 +97,7 @@ class Scored(NamedTuple):
     seconds: float
     at: datetime
     received: int = 0
+    before: Spent = Spent()
 
 
 class Dead(NamedTuple):
@@ -99,6 +107,14 @@ class Dead(NamedTuple):
     kind: Kind
     fault: Fault
     history: tuple[Attempt, ...]
+    before: Spent = Spent()
+
+
+class _Halve(NamedTuple):
+    """A request is to be halved, because of `action`, after `attempts`."""
+
+    action: Action
+    attempts: int
 
 
 Outcome = Scored | Dead
@@ -149,22 +165,25 @@ def converse(chunk: Chunk, setting: Setting) -> Generator[Command, Answered | Un
     """
     todo: list[tuple[Chunk, Action | None]] = [(chunk, None)] if len(chunk) else []
     outcomes: list[Outcome] = []
+    spent = Spent()
     while todo:
         part, suspected = todo.pop()
         outcome = yield from _request(part, suspected, setting)
-        if isinstance(outcome, Action):
+        if isinstance(outcome, _Halve):
+            spent = Spent(spent.requests + outcome.attempts, spent.size + outcome.attempts * len(part.body))
             middle = (len(part) + 1) // 2
-            todo.append((part.part(middle, len(part), setting.adapter.frame), outcome))
-            todo.append((part.part(0, middle, setting.adapter.frame), outcome))
+            todo.append((part.part(middle, len(part), setting.adapter.frame), outcome.action))
+            todo.append((part.part(0, middle, setting.adapter.frame), outcome.action))
         else:
-            outcomes.append(outcome)
+            outcomes.append(outcome._replace(before=spent))
+            spent = Spent()
     return outcomes
 
 
 def _request(
     chunk: Chunk, suspected: Action | None, setting: Setting
-) -> Generator[Command, Answered | Unanswered | None, Outcome | Action]:
-    """Bring one request to its outcome; an Action means that it is to be halved for that.
+) -> Generator[Command, Answered | Unanswered | None, Outcome | _Halve]:
+    """Bring one request to its outcome, or to its halving.
 
     `suspected` is what the request was halved for that these rows were in.
     """
@@ -200,7 +219,7 @@ def _request(
         course = _COURSES[verdict.action]
         dying = course.at_once or (spent and its_own)
         if len(chunk) > 1 and (dying or _repeats(verdict.action, history, suspected)):
-            return verdict.action
+            return _Halve(verdict.action, len(history))
         if dying:
             return Dead(chunk, course.kind, verdict, tuple(history))
         yield Wait(seconds, verdict.action is Action.SLOWER)

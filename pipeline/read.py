@@ -142,9 +142,7 @@ def _as_planned(source: Source) -> tuple[FileSystem, str]:
     info = fs.get_file_info(path)
     if f"{info.size}-{info.mtime_ns}" != source.version:
         what = "is gone since" if info.type == FileType.NotFound else "changed after"
-        raise StorageFailed(
-            f"{source.uri} {what} it was planned; put it back, or run again to see how"
-        )
+        raise StorageFailed(f"{source.uri} {what} it was planned; put it back, or run again to see how")
     return fs, path
 
 

@@ -77,8 +77,8 @@ class RangeWriter:
                 self._object.score(part_of(outcome))
                 self._object.received += outcome.received
             attempts = outcome.attempts if isinstance(outcome, Scored) else len(outcome.history)
-            self._object.requests += attempts
-            self._object.sent += attempts * len(outcome.chunk.body)
+            self._object.requests += attempts + outcome.before.requests
+            self._object.sent += attempts * len(outcome.chunk.body) + outcome.before.size
         self._object.bury(dead_letters(chunk, outcomes, self._work.source.uri, self._keep))
         self._next = chunk.stop
         old = self._clock() - self._object.opened > OBJECT_SECONDS

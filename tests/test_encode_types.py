@@ -239,11 +239,11 @@ def test_dates_times_and_durations_are_iso_8601(kind, value, text):
     assert texts(pa.DictionaryArray.from_arrays([1, 0], array)) == ["null", f'"{text}"']
 
 
-@given(st.integers(-(2**63) + 1, 2**63 - 1).map(lambda us: timedelta(microseconds=us)))
-def test_a_duration_is_read_back_by_others(delta):
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_a_duration_is_read_back_by_others(span):
     """A reader of ISO 8601 that others wrote gets the same span, to the microsecond."""
-    (text,) = texts(pa.array([delta], pa.duration("us")))
-    assert msgspec.json.decode(text, type=timedelta) == delta
+    (text,) = texts(ticks(pa.duration("us"), span))
+    assert msgspec.json.decode(text, type=timedelta) == timedelta(microseconds=span)
 
 
 @pytest.mark.parametrize(

@@ -107,8 +107,8 @@ def test_a_worker_without_the_secret_ends_the_run_with_its_name(sandbox, engine,
     assert files(tmp_path / "out" / "results") == []
 
 
-def test_an_engine_that_is_not_there_is_one_line(sandbox, tmp_path):
-    """Nobody listens: the run ends with what it looked for."""
+def test_an_engine_that_does_not_exist_is_one_line(sandbox, tmp_path):
+    """It is no runner of Beam: the run ends before anything is asked, with what it looked for."""
     put(tmp_path / "in" / "iris.parquet", flowers(10))
     job = job_file(tmp_path, sandbox(), runner__name="NoSuchRunner")
     done = command("run", job)

@@ -90,6 +90,14 @@ def test_receipts_tell_what_was_done(mixed):
         assert [0, *(stop for _, stop in covered)] == [*(start for start, _ in covered), rows]
 
 
+def test_receipts_count_every_request_and_its_bytes(mixed):
+    """Also those that brought nothing but their halving: the sums are what the service saw."""
+    seen = jobs.stats(mixed.url)
+    kept = jobs.receipts(mixed.out).values()
+    assert sum(one["requests"] for one in kept) == seen["requests"]
+    assert sum(one["bytes_sent"] for one in kept) == seen["bytes_received"]
+
+
 def test_end_is_told_only_of_a_source_s_last_rows(mixed):
     """A listing of receipts tells whether a source is done."""
     last = {(0, 25), (1, 12)}

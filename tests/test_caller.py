@@ -1,0 +1,412 @@
+"""The caller: window, budget, turns and back-off, with a wire that a test holds in its hands."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from requests.structures import CaseInsensitiveDict
+
+from jobs import until
+from pipeline import caller as caller_module
+from pipeline.auth import IamUnavailable
+from pipeline.caller import Caller, trace
+from pipeline.converse import Dead, Scored, Setting
+from pipeline.encode import Encoded
+from pipeline.errors import Refused
+from pipeline.modelarts import ModelArts
+from pipeline.pack import Block, Limits, pack
+from pipeline.progress import Progress
+from pipeline.stopping import Stopped, Stopping
+from pipeline.transport import NoReply, Reply
+from schemas.job import Limits as ServiceLimits
+from schemas.job import ModelArtsOptions, Retry
+
+URL = "http://127.0.0.1:9/v1/infers/iris"
+MODEL = ModelArts(ModelArtsOptions())
+
+
+def chunks(count, *, size=100):
+    """Return that many requests of one row each, whose bodies are about that many bytes; rows are their numbers."""
+    lines = [b'{"x":%d,"pad":"%s"}\n' % (number, b"-" * size) for number in range(count)]
+    encoded = Encoded(b"".join(lines), np.cumsum([len(line) for line in lines]), {})
+    uuids = pa.array([f"00000000-0000-5000-8000-{number:012d}" for number in range(count)])
+    keep = pa.RecordBatch.from_pydict({"id": list(range(count))})
+    return list(pack([Block(0, encoded, uuids, keep)], Limits(10**9, 1), MODEL.frame))
+
+
+def rows_of(body):
+    """Return the numbers of a body's rows."""
+    return [row["x"] for row in msgspec.json.decode(body)["data"]["req_data"]]
+
+
+def ok(body):
+    """Answer each row with its number."""
+    return Reply(200, {}, msgspec.json.encode({"data": {"resp_data": rows_of(body)}}), 0.01)
+
+
+def failed(status, **headers):
+    """Answer with an error."""
+    named = CaseInsensitiveDict({name.replace("_", "-"): value for name, value in headers.items()})
+    return Reply(status, named, b'{"error_code": "APIG.0000", "error_msg": "no"}', 0.01)
+
+
+class Wire:
+    """A transport whose answer is a function of the body; it notes what is under way."""
+
+    def __init__(self, answer=ok):
+        self.answer = answer
+        self.lock = threading.Lock()
+        self.sent, self.in_flight, self.peak, self.closed = [], 0, 0, False
+
+    def post(self, url, *, body, headers, deadline_seconds):
+        with self.lock:
+            self.sent.append((body, headers, deadline_seconds))
+            self.in_flight += 1
+            self.peak = max(self.peak, self.in_flight)
+        try:
+            return self.answer(body)
+        finally:
+            with self.lock:
+                self.in_flight -= 1
+
+    def close(self):
+        self.closed = True
+
+
+class Auth:
+    """Numbered credentials; the number says how often they were refreshed."""
+
+    def __init__(self):
+        self.number = 0
+        self.outages = []
+
+    def headers(self):
+        if self.outages:
+            raise self.outages.pop()
+        return {"X-Auth-Token": f"token-{self.number}"}
+
+    def refresh(self, stale):
+        if stale == self.headers():
+            self.number += 1
+
+
+@contextmanager
+def calling(wire, *, auth=None, rate=None, retry=None, **limits):
+    """Open a caller; yields it, and sees that it gave everything back."""
+    setting = Setting(
+        adapter=MODEL,
+        retry=retry or Retry(),
+        url=URL,
+        clock=time.monotonic,
+        now=lambda: datetime.now(UTC),
+        rng=random.Random(1),
+        last_success=lambda: float("-inf"),
+    )
+    made = Caller(
+        setting,
+        transport=wire,
+        auth=auth or Auth(),
+        headers={"X-Extra": "1"},
+        limits=ServiceLimits(**limits),
+        rate=rate,
+        stopping=Stopping(),
+        progress=Progress(),
+    )
+    try:
+        yield made
+    finally:
+        made._stopping.stop()
+        made.close()
+    assert (made._window.in_flight, made._under_way, made._resting, made._guest) == (0, 0, 0, None)
+    assert (made._costs, made._budget._held) == ({}, 0), "a reservation was not given back"
+
+
+def outcomes(caller, todo):
+    """Do what a split does: reserve, submit, settle the oldest first, release."""
+    pending, found = [], []
+
+    def settle():
+        chunk, future = pending.pop(0)
+        try:
+            found.extend(future.result())
+        finally:
+            caller.release(chunk)
+
+    try:
+        for chunk in todo:
+            while not caller.reserve(chunk, pending[0][1] if pending else None):
+                settle()
+            pending.append((chunk, caller.submit(chunk)))
+        while pending:
+            settle()
+    finally:
+        for chunk, future in pending:
+            future.exception()
+            caller.release(chunk)
+    return found
+
+
+def answers(found):
+    """Return the answers, in order."""
+    return [int(text.as_py()) for one in found for text in one.answers]
+
+
+def test_every_chunk_gets_its_own_answer_in_order():
+    """Whatever order the wire answers in."""
+    wire = Wire(lambda body: (time.sleep(random.random() / 100), ok(body))[1])
+    with calling(wire) as caller:
+        assert answers(outcomes(caller, chunks(100))) == list(range(100))
+
+
+def test_a_request_has_its_headers_and_its_deadline():
+    """Type, own headers, credentials, trace; the deadline is a little behind the service's."""
+    wire = Wire()
+    with calling(wire, timeout="10s") as caller:
+        [chunk] = chunks(1)
+        outcomes(caller, [chunk])
+    [(body, headers, deadline)] = wire.sent
+    expected = {"Content-Type": "application/json", "X-Extra": "1", "X-Auth-Token": "token-0", **trace(chunk.uuid)}
+    assert (body, headers) == (chunk.body, expected)
+    assert 10 < deadline <= 13
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_the_window_is_reached_and_never_exceeded(limit):
+    """Four splits share one caller: together they have the limit in flight, and not one request more."""
+    full = threading.Semaphore(0)
+    came = []
+
+    def answer(body):
+        came.append(body)
+        if len(came) >= limit:
+            full.release(len(came))
+        assert full.acquire(timeout=20)
+        return ok(body)
+
+    wire = Wire(answer)
+    todo = chunks(200)
+    with calling(wire, in_flight=limit) as caller, ThreadPoolExecutor(4) as splits:
+        found = list(splits.map(lambda part: answers(outcomes(caller, part)), (todo[i::4] for i in range(4))))
+    assert sorted(sum(found, [])) == list(range(200))
+    assert wire.peak == limit
+
+
+def test_the_budget_is_never_exceeded_but_by_a_request_alone(monkeypatch):
+    """Four splits with bodies of a tenth of the budget; and one that exceeds it, which is sent when it is alone."""
+    budget = 200_000
+    monkeypatch.setattr(caller_module, "BUDGET_BYTES", budget)
+    todo = [*chunks(40, size=20_000), *chunks(1, size=300_000), *chunks(40, size=20_000)]
+    held = []
+
+    def answer(body):
+        with caller._changed:
+            held.append((caller._budget._held, len(caller._costs)))
+        return ok(body)
+
+    wire = Wire(answer)
+    with calling(wire) as caller, ThreadPoolExecutor(4) as splits:
+        found = list(splits.map(lambda part: answers(outcomes(caller, part)), (todo[i::4] for i in range(4))))
+    assert sum(map(len, found)) == 81
+    assert max(count for _, count in held) > 1
+    assert all(size <= budget or count == 1 for size, count in held)
+    assert max(size for size, _ in held) > 300_000
+
+
+def test_a_rate_is_kept_by_all_together():
+    """A hundred a second, whatever is in flight: between any two requests lies at least their share of time."""
+    times = []
+
+    def answer(body):
+        times.append(time.monotonic())
+        return ok(body)
+
+    with calling(Wire(answer), rate=100.0) as caller:
+        outcomes(caller, chunks(60))
+    late = 0.05  # a thread may be late, and the next one not
+    times.sort()
+    for count in range(1, 60):
+        spans = [after - before for before, after in zip(times, times[count:], strict=False)]
+        assert min(spans) >= count / 100 - late
+
+
+def test_credentials_are_taken_when_it_is_a_requests_turn():
+    """Who waits for a place or for the rate does not wait with credentials that may die meanwhile."""
+    auth, seen = Auth(), []
+
+    def answer(body):
+        seen.append(wire.sent[-1][1]["X-Auth-Token"])
+        auth.number += 1
+        return ok(body)
+
+    wire = Wire(answer)
+    with calling(wire, auth=auth, in_flight=1) as caller:
+        outcomes(caller, chunks(5))
+    assert seen == [f"token-{number}" for number in range(5)]
+
+
+def test_dead_credentials_are_renewed_once_and_the_request_sent_again():
+    """Many find them dead at once; one refresh is enough for all."""
+    auth = Auth()
+    wire = Wire()
+
+    def answer(body):
+        token = next(headers["X-Auth-Token"] for sent, headers, _ in reversed(wire.sent) if sent == body)
+        return failed(401) if token == "token-0" else ok(body)
+
+    wire.answer = answer
+    with calling(wire, auth=auth) as caller:
+        assert answers(outcomes(caller, chunks(20))) == list(range(20))
+    assert auth.number == 1
+
+
+def test_an_iam_that_is_out_is_waited_for():
+    """No request is sent without credentials; the chunk is tried again."""
+    auth, wire = Auth(), Wire()
+    auth.outages = [IamUnavailable("IAM gives no answer", 0.0)]
+    with calling(wire, auth=auth) as caller:
+        [scored] = outcomes(caller, chunks(1))
+    assert (len(wire.sent), scored.attempts) == (1, 2)
+
+
+def test_a_refusal_of_the_job_ends_the_chunk_with_it():
+    """It is raised where the outcome is asked for, and what was reserved is given back."""
+    with calling(Wire(lambda _: failed(404))) as caller, pytest.raises(Refused, match="404"):
+        outcomes(caller, chunks(50))
+
+
+def test_a_defect_ends_the_chunk_with_it():
+    """An exception that nobody expected comes through as it is, and leaves no place taken."""
+
+    def answer(body):
+        raise ZeroDivisionError(rows_of(body))
+
+    with calling(Wire(answer)) as caller, pytest.raises(ZeroDivisionError):
+        outcomes(caller, chunks(50))
+
+
+def test_a_chunk_without_rows_to_send_has_no_request():
+    """It has its turn like others, for the sake of the order."""
+    wire = Wire()
+    [chunk] = pack(
+        [Block(0, chunks_refused(), pa.array(["u"]), pa.RecordBatch.from_pydict({"id": [1]}))],
+        Limits(10**6),
+        MODEL.frame,
+    )
+    with calling(wire) as caller:
+        assert outcomes(caller, [chunk]) == []
+    assert wire.sent == []
+
+
+def chunks_refused():
+    """Return one row that must not be sent."""
+    return Encoded(b'{"x":1}\n', np.array([8]), {0: "x is not a number"})
+
+
+def waiting(caller):
+    """Whether a conversation is in back-off."""
+    return caller._resting > 0
+
+
+def test_a_stop_ends_a_back_off_at_once():
+    """The service asks for five minutes; who is told to stop does not wait for them."""
+    with calling(Wire(lambda _: failed(503, Retry_After="300"))) as caller, ThreadPoolExecutor(1) as split:
+        ended = split.submit(outcomes, caller, chunks(1))
+        until(lambda: waiting(caller))
+        asked = time.monotonic()
+        caller._stopping.stop()
+        with pytest.raises(Stopped):
+            ended.result(timeout=20)
+        assert time.monotonic() - asked < 2
+
+
+def test_a_stop_ends_the_wait_for_a_place_and_for_the_rate():
+    """Nobody sends any more: what is in flight ends, what waits for its turn does not begin."""
+    go = threading.Event()
+    wire = Wire(lambda body: (go.wait(20), ok(body))[1])
+    with calling(wire, in_flight=2, rate=0.2) as caller, ThreadPoolExecutor(1) as split:
+        ended = split.submit(outcomes, caller, chunks(4))
+        until(lambda: len(wire.sent) == 1 and caller._under_way == 4)
+        asked = time.monotonic()
+        caller._stopping.stop()
+        go.set()
+        with pytest.raises(Stopped):
+            ended.result(timeout=20)
+        assert time.monotonic() - asked < 3
+    assert len(wire.sent) == 1
+
+
+def test_a_row_that_always_fails_does_not_keep_the_others_waiting():
+    """One request fails for ever, in a way that an outage would; all others are asked meanwhile, and prove it."""
+    wire = Wire(lambda body: failed(503) if rows_of(body) == [0] else ok(body))
+    with calling(wire, in_flight=2, retry=Retry(attempts=2)) as caller:
+        [dead, *others] = outcomes(caller, chunks(500))
+    assert isinstance(dead, Dead)
+    assert (dead.kind, [one.status for one in dead.history]) == ("exhausted", [503, 503])
+    assert answers(others) == list(range(1, 500))
+
+
+def test_where_all_under_way_are_stuck_one_more_is_asked_beyond_the_budget(monkeypatch):
+    """The budget is full behind a request that always fails: another one tells its trouble from an outage."""
+    monkeypatch.setattr(caller_module, "BUDGET_BYTES", 100_000)
+    held = []
+
+    def answer(body):
+        held.append(caller._budget._held)
+        return failed(503) if rows_of(body) == [0] else ok(body)
+
+    wire = Wire(answer)
+    with calling(wire, retry=Retry(attempts=3)) as caller:
+        [dead, *others] = outcomes(caller, chunks(40, size=20_000))
+    assert isinstance(dead, Dead)
+    assert all(isinstance(one, Scored) for one in others)
+    assert answers(others) == list(range(1, 40))
+    assert 100_000 < max(held) < 100_000 + 3 * 29_000, "one for each time that it waits, and no more"
+
+
+def test_an_outage_is_not_fed(monkeypatch):
+    """Where nothing succeeds, what was let in beyond the budget is one request, however long it lasts."""
+    monkeypatch.setattr(caller_module, "BUDGET_BYTES", 100_000)
+    wire = Wire(lambda _: failed(503, Retry_After="0"))
+    with calling(wire, retry=Retry(attempts=2)) as caller, ThreadPoolExecutor(1) as split:
+        ended = split.submit(outcomes, caller, chunks(40, size=20_000))
+        until(lambda: len(wire.sent) >= 15)
+        seen = {tuple(rows_of(body)) for body, _, _ in wire.sent}
+        caller._stopping.stop()
+        with pytest.raises(Stopped):
+            ended.result(timeout=20)
+    assert seen <= {(0,), (1,), (2,), (3,)}
+
+
+def test_a_lost_connection_is_tried_again():
+    """A request without an answer says whether the service may have had it, and is sent anew."""
+    lost = [NoReply("reset", "the connection was lost", True, 0.1)]
+    with calling(Wire(lambda body: lost.pop() if lost else ok(body))) as caller:
+        [scored] = outcomes(caller, chunks(1))
+    assert scored.attempts == 2
+
+
+def test_pressure_narrows_the_window():
+    """A service with too much to do gets fewer requests at once; one that answers again gets more."""
+    pressed = [failed(429)]
+    with calling(Wire(lambda body: pressed.pop() if pressed else ok(body)), in_flight=10) as caller:
+        outcomes(caller, chunks(1))
+        assert caller._window.limit < 10
+        outcomes(caller, chunks(100))
+        assert caller._window.limit == 10
+
+
+def test_closing_closes_the_wire():
+    """Idle connections do not outlive the worker."""
+    wire = Wire()
+    with calling(wire):
+        assert not wire.closed
+    assert wire.closed
