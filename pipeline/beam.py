@@ -27,9 +27,13 @@ from apache_beam.utils.windowed_value import WindowedValue  # noqa: E402
 
 logging.disable(logging.NOTSET)
 
-SPLITS_AT_ONCE: Final = 16
-"""Splits a worker overlaps, so that its window stays full while one split ends and the next one begins, and where a
-split is one request. One at a time is read, so that the others cost a thread."""
+SPLITS_AT_ONCE: Final = 3
+"""Splits a worker overlaps, so that its window stays full while one split ends and the next one begins."""
+
+SMALL_SPLITS_AT_ONCE: Final = 16
+SMALL_ROWS: Final = 50_000
+"""Where splits are small (many files, each a request or two) more are overlapped, with so many rows together: every
+thread that scores keeps memory for the largest split it had."""
 
 RUNNERS: Final = {"flink": "FlinkRunner", "spark": "SparkRunner", "prism": "PrismRunner", "dataflow": "DataflowRunner"}
 
@@ -53,20 +57,20 @@ class ScoreSplits(beam.DoFn):
         except BulkscoreError as error:  # such as a secret that this worker does not have
             self._scorer = None
             refuse(self._job, self._run, error)
-        self._splits = ThreadPoolExecutor(SPLITS_AT_ONCE, thread_name_prefix="split")
+        self._splits = ThreadPoolExecutor(SMALL_SPLITS_AT_ONCE, thread_name_prefix="split")
 
     def start_bundle(self) -> None:
         """Begin with nothing under way."""
-        self._pending: list[Future[list[Receipt]]] = []
+        self._pending: dict[Future[list[Receipt]], int] = {}
 
     def process(self, work: Work) -> Iterator[Receipt]:
-        """Start a range, once there is a place for it; emit the receipts of the one that made way."""
+        """Start a range, once there is a place for it; emit the receipts of those that made way."""
         if self._scorer is None:
             return
-        if len(self._pending) == SPLITS_AT_ONCE:
+        while self._is_full(work):
             wait(self._pending, return_when=FIRST_COMPLETED)  # whichever it is: a slow one keeps no other waiting
             yield from self._ended()
-        self._pending.append(self._splits.submit(self._scorer.score, work))
+        self._pending[self._splits.submit(self._scorer.score, work)] = work.stop - work.start
 
     def finish_bundle(self) -> Iterator[Any]:
         """Wait for the rest."""
@@ -74,9 +78,13 @@ class ScoreSplits(beam.DoFn):
         for receipt in self._ended():
             yield WindowedValue(receipt, GlobalWindow().max_timestamp(), (GlobalWindow(),))
 
+    def _is_full(self, work: Work) -> bool:
+        rows = sum(self._pending.values()) + work.stop - work.start
+        return len(self._pending) >= (SMALL_SPLITS_AT_ONCE if rows <= SMALL_ROWS else SPLITS_AT_ONCE)
+
     def _ended(self) -> Iterator[Receipt]:
         for future in [future for future in self._pending if future.done()]:
-            self._pending.remove(future)
+            del self._pending[future]
             yield from future.result()
 
     def teardown(self) -> None:

@@ -123,7 +123,7 @@ def bodies_of_splits(out, sizes):
 
 
 def padded(size):
-    """Return a text that makes a body of exactly that many bytes, of letters that take three bytes as far as it goes."""
+    """Return a text that makes a body of exactly that many bytes; nearly all its letters take three."""
     others = len('{"sepal_length":0.0,"sepal_width":0.0,"petal_length":0.0,"petal_width":0.0,"text":""}')
     room = size - ENVELOPE - others
     return "文" * (room // 3) + "x" * (room % 3)

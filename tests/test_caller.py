@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -68,6 +69,7 @@ class Wire:
         self.sent, self.in_flight, self.peak, self.closed = [], 0, 0, False
 
     def post(self, url, *, body, headers, deadline_seconds):
+        assert url == URL
         with self.lock:
             self.sent.append((body, headers, deadline_seconds))
             self.in_flight += 1
@@ -196,7 +198,7 @@ def test_the_window_is_reached_and_never_exceeded(limit):
     todo = chunks(200)
     with calling(wire, in_flight=limit) as caller, ThreadPoolExecutor(4) as splits:
         found = list(splits.map(lambda part: answers(outcomes(caller, part)), (todo[i::4] for i in range(4))))
-    assert sorted(sum(found, [])) == list(range(200))
+    assert sorted(chain.from_iterable(found)) == list(range(200))
     assert wire.peak == limit
 
 
@@ -296,19 +298,12 @@ def test_a_defect_ends_the_chunk_with_it():
 def test_a_chunk_without_rows_to_send_has_no_request():
     """It has its turn like others, for the sake of the order."""
     wire = Wire()
-    [chunk] = pack(
-        [Block(0, chunks_refused(), pa.array(["u"]), pa.RecordBatch.from_pydict({"id": [1]}))],
-        Limits(10**6),
-        MODEL.frame,
-    )
+    refused = Encoded(b'{"x":1}\n', np.array([8]), {0: "x is not a number"})
+    block = Block(0, refused, pa.array(["u"]), pa.RecordBatch.from_pydict({"id": [1]}))
+    [chunk] = pack([block], Limits(10**6), MODEL.frame)
     with calling(wire) as caller:
         assert outcomes(caller, [chunk]) == []
     assert wire.sent == []
-
-
-def chunks_refused():
-    """Return one row that must not be sent."""
-    return Encoded(b'{"x":1}\n', np.array([8]), {0: "x is not a number"})
 
 
 def waiting(caller):
@@ -388,7 +383,7 @@ def test_an_outage_is_not_fed(monkeypatch):
 
 def test_a_lost_connection_is_tried_again():
     """A request without an answer says whether the service may have had it, and is sent anew."""
-    lost = [NoReply("reset", "the connection was lost", True, 0.1)]
+    lost = [NoReply("reset", "the connection was lost", received=True, seconds=0.1)]
     with calling(Wire(lambda body: lost.pop() if lost else ok(body))) as caller:
         [scored] = outcomes(caller, chunks(1))
     assert scored.attempts == 2

@@ -104,10 +104,13 @@ def recipe(command):
 def ran(commands, home, port):
     """Run commands in one shell; give the output of each."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {
+        name: value for name, value in os.environ.items() if name not in {"MAKELEVEL", "MAKEFLAGS", "MFLAGS"}
+    }
     done = subprocess.run(
         ["bash", "-c", script(commands, port)],
         cwd=home,
-        env={**os.environ, "PATH": path, "PWD": str(home)},
+        env={**environment, "PATH": path, "PWD": str(home)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

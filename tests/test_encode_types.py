@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from anyarrow import KINDS, TENSOR, TICKS, TURNED, Hidden, build, values_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import types
 
@@ -174,6 +174,7 @@ def texts(array, **options):
     return [line.removeprefix('{"x":').removesuffix("}") for line in lines]
 
 
+@settings(max_examples=300)
 @given(tables(), st.booleans())
 def test_every_line_is_what_a_slow_obvious_encoder_says(table, reject_nan):
     """Any types in any nesting, anything under the nulls, any offsets: each row is as it is meant, or refused."""
@@ -261,7 +262,7 @@ def test_an_interval_keeps_months_days_and_time_apart(value, text):
     [
         (ticks(pa.timestamp("s"), 253_402_300_800), " is 253402300800 s since 1970, not within the years 1 to 9999"),
         (ticks(pa.timestamp("s"), -62_135_596_801), " is -62135596801 s since 1970, not within the years 1 to 9999"),
-        (ticks(pa.date32(), 2_932_897), " is 2932897 day since 1970, not within the years 1 to 9999"),
+        (ticks(pa.date32(), 2_932_897), " is 2932897 days since 1970, not within the years 1 to 9999"),
         (ticks(pa.date64(), 2**62), f" is {2**62} ms since 1970, not within the years 1 to 9999"),
         (ticks(pa.time32("s"), 86_400), " is 86400 s since midnight, not within a day"),
         (ticks(pa.time64("ns"), -1), " is -1 ns since midnight, not within a day"),
@@ -320,6 +321,22 @@ def test_a_fault_says_where_in_the_value_it_is():
     array = pa.array(rows, pa.list_(pa.struct({"y": pa.float32()})))
     assert encode(array, reject_nan=True).refused == {1: "x[2].y is nan, and the job file says nan: reject"}
     assert encode(array).refused == {}
+
+
+def test_what_lies_under_a_null_is_neither_sent_nor_a_fault():
+    """A null list or struct between others may hide anything: a NaN there refuses no row."""
+    floats, mask = pa.array([1.0, np.nan, 3.0]), pa.array([False, True, False])
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3]), floats, mask=mask)
+    structs = pa.StructArray.from_arrays([floats], ["y"], mask=mask)
+    for array, written in (lists, ["[1.0]", "null", "[3.0]"]), (structs, ['{"y":1.0}', "null", '{"y":3.0}']):
+        assert texts(array) == written
+        assert encode(array, reject_nan=True).refused == {}
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int8(), 2), pa.list_(pa.int8()), pa.list_view(pa.int8())])
+def test_a_slice_of_lists_has_its_own_items(kind):
+    """Lists are cut where they lie, wherever the column starts."""
+    assert texts(build([[1, 2], [3, 4], [5, 6], None], kind).slice(1)) == ["[3,4]", "[5,6]", "null"]
 
 
 def test_a_text_that_is_not_utf8_costs_its_row_wherever_it_lies():

@@ -98,7 +98,7 @@ def test_two_processes_with_many_threads_ask_iam_once_a_lifetime(sandbox, tmp_pa
     with ExitStack() as stack:
         started = []
         for name in ("one", "two"):
-            keys = {"name": f"{name}.yaml", "output__path": name, "service__limits": {"rows": 10, "rate": "10/s"}}
+            keys = {"file": f"{name}.yaml", "output__path": name, "service__limits": {"rows": 10, "rate": "10/s"}}
             job = job_file(tmp_path, url, **keys)
             started.append(stack.enter_context(process("run", job, env=SECRET)))
         told = [one.communicate(timeout=90) for one in started]
