@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
 
 NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_URL, "urn:bulkscore")
 """Must never change: every row_uuid ever written hangs on it."""
@@ -58,5 +60,16 @@ def _texts(digests: bytes) -> pa.StringArray:
     text = np.full((count, _TEXT), ord("-"), np.uint8)
     for hyphens, (start, stop) in enumerate(_GROUPS):
         text[:, start + hyphens : stop + hyphens] = digits[:, start:stop]
-    offsets = np.arange(0, _TEXT * count + 1, _TEXT, dtype=np.int32)
-    return pa.StringArray.from_buffers(count, pa.py_buffer(offsets.data), pa.py_buffer(text.data))
+    return _array(text)
+
+
+def repeated(uuids: Sequence[str], counts: Sequence[int]) -> pa.StringArray:
+    """Return each uuid so many times, one after the other."""
+    text = np.frombuffer("".join(uuids).encode(), np.uint8).reshape(-1, _TEXT)
+    return _array(np.repeat(text, counts, axis=0))
+
+
+def _array(text: npt.NDArray[np.uint8]) -> pa.StringArray:
+    """Return uuids, a row of 36 characters each, as an array."""
+    offsets = np.arange(0, text.size + 1, _TEXT, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(text), pa.py_buffer(offsets.data), pa.py_buffer(text.data))

@@ -143,10 +143,12 @@ class Draft:
         return StoredObject(name, self.size, self._hash.hexdigest())
 
     def close(self) -> None:
-        """Give up what was not kept."""
-        self._file.close()
+        """Give up what was not kept; what cannot even be closed, on a full disk, was not kept either."""
+        with suppress(OSError):
+            self._file.close()
         if self._part:
-            self._part.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

@@ -105,7 +105,7 @@ def test_trouble_of_a_row_is_a_dead_letter_and_not_an_exception(sandbox, tmp_pat
     """What stays costs the row that it befalls, whatever way it fails; the others are scored meanwhile, and tell."""
     url = sandbox(faults={"row:sepal_length=7": f"{KINDS[kind]} always"}, latency=0.05)
     put(tmp_path / "in" / "rows.parquet", numbered(0, 400))
-    limits = {"service__limits": {"rows": 2, "in_flight": 4}, "retry": {"attempts": 2}}
+    limits = {"service__limits": {"rows": 2, "in_flight": 4}, "retry": {"attempts": 2, "outage": "20s"}}
     job = loaded(job_file(tmp_path, url, input={"path": "in/*.parquet"}, **limits))
     [receipt] = work_of(job) | ScoreRows(job, new_run())
     died = {letter["source_row"]: letter["kind"] for letter in letters(tmp_path / "out")}

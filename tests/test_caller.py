@@ -102,11 +102,11 @@ class Auth:
 
 
 @contextmanager
-def calling(wire, *, auth=None, rate=None, retry=None, **limits):
+def calling(wire, *, auth=None, rate=None, attempts=8, **limits):
     """Open a caller; yields it, and sees that it gave everything back."""
     setting = Setting(
         adapter=MODEL,
-        retry=retry or Retry(),
+        retry=Retry(attempts=attempts, outage=20),
         url=URL,
         clock=time.monotonic,
         now=lambda: datetime.now(UTC),
@@ -150,6 +150,9 @@ def outcomes(caller, todo):
             pending.append((chunk, caller.submit(chunk)))
         while pending:
             settle()
+    except BaseException:
+        caller._stopping.stop()  # nobody waits for what is stuck
+        raise
     finally:
         for chunk, future in pending:
             future.exception()
@@ -192,6 +195,7 @@ def test_the_window_is_reached_and_never_exceeded(limit):
         if len(came) >= limit:
             full.release(len(came))
         assert full.acquire(timeout=20)
+        time.sleep(0.002)  # long enough for one too many to be seen
         return ok(body)
 
     wire = Wire(answer)
@@ -341,11 +345,11 @@ def test_a_stop_ends_the_wait_for_a_place_and_for_the_rate():
 
 def test_a_row_that_always_fails_does_not_keep_the_others_waiting():
     """One request fails for ever, in a way that an outage would; all others are asked meanwhile, and prove it."""
-    wire = Wire(lambda body: failed(503) if rows_of(body) == [0] else ok(body))
-    with calling(wire, in_flight=2, retry=Retry(attempts=2)) as caller:
+    wire = Wire(lambda body: failed(503) if rows_of(body) == [0] else (time.sleep(0.01), ok(body))[1])
+    with calling(wire, in_flight=2, attempts=3) as caller:
         [dead, *others] = outcomes(caller, chunks(500))
     assert isinstance(dead, Dead)
-    assert (dead.kind, [one.status for one in dead.history]) == ("exhausted", [503, 503])
+    assert (dead.kind, [one.status for one in dead.history]) == ("exhausted", [503, 503, 503])
     assert answers(others) == list(range(1, 500))
 
 
@@ -359,7 +363,7 @@ def test_where_all_under_way_are_stuck_one_more_is_asked_beyond_the_budget(monke
         return failed(503) if rows_of(body) == [0] else ok(body)
 
     wire = Wire(answer)
-    with calling(wire, retry=Retry(attempts=3)) as caller:
+    with calling(wire, attempts=3) as caller:
         [dead, *others] = outcomes(caller, chunks(40, size=20_000))
     assert isinstance(dead, Dead)
     assert all(isinstance(one, Scored) for one in others)
@@ -371,7 +375,7 @@ def test_an_outage_is_not_fed(monkeypatch):
     """Where nothing succeeds, what was let in beyond the budget is one request, however long it lasts."""
     monkeypatch.setattr(caller_module, "BUDGET_BYTES", 100_000)
     wire = Wire(lambda _: failed(503, Retry_After="0"))
-    with calling(wire, retry=Retry(attempts=2)) as caller, ThreadPoolExecutor(1) as split:
+    with calling(wire, attempts=2) as caller, ThreadPoolExecutor(1) as split:
         ended = split.submit(outcomes, caller, chunks(40, size=20_000))
         until(lambda: len(wire.sent) >= 15)
         seen = {tuple(rows_of(body)) for body, _, _ in wire.sent}

@@ -6,7 +6,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.ids import NAMESPACE, request_uuid, row_namer
+from pipeline.ids import NAMESPACE, repeated, request_uuid, row_namer
 
 texts = st.text(max_size=20)
 starts = st.integers(0, 2**40)
@@ -69,3 +69,9 @@ def test_jobs_paths_and_rows_that_look_alike_have_different_ids():
         for job, path, row in [("a", "b", 1), ("ab", "", 1), ("a", "b:1", 1), ("a", "b", 11), ("a", "b1", 1)]
     }
     assert len(names) == 5
+
+
+def test_repeated_uuids_stand_one_after_the_other():
+    """Each as often as it is asked for, also not at all."""
+    one, two, three = (str(uuid.uuid5(NAMESPACE, text)) for text in "abc")
+    assert repeated([one, two, three], [2, 0, 1]).to_pylist() == [one, one, three]

@@ -536,3 +536,17 @@ def test_any_name_will_do(sandbox, tmp_path, name):
     assert jobs.proved(out) == ()
     assert jobs.call("run", path).code == jobs.call("verify", path).code == 0
     assert jobs.stats(url)["rows_received"] == 10
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_resumes(tmp_path, sandbox):
+    """Exit 6 and no traceback; nothing that counts is half written."""
+    inputs(tmp_path, files=1, rows=6_000)
+    job = jobs.job_file(tmp_path, sandbox(), service__limits={"rows": 500})
+    small = ["sh", "-c", f"ulimit -f 100; exec {jobs.BULKSCORE} run {job}"]  # no file over 100 blocks
+    full = subprocess.run(small, capture_output=True, text=True, env={**os.environ, **jobs.PASSWORD}, timeout=60)
+
+    assert (full.returncode, "Traceback" in full.stderr) == (6, False), full.stderr
+    assert "File too large" in full.stderr.splitlines()[-1]
+    again = jobs.command("run", job)
+    assert again.code == 0, again.stderr
+    assert jobs.proved(tmp_path / "out") == ()

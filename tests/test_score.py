@@ -38,7 +38,12 @@ def numbered(start, rows):
 
 def plain(folder, url, **keys):
     """Load a job that needs no credentials, ten rows a request unless told otherwise."""
-    keys = {"service__auth": {"type": "none"}, "input": {"path": "in/*.parquet", "send": SEND}, **keys}
+    keys = {
+        "service__auth": {"type": "none"},
+        "retry__outage": "20s",
+        "input": {"path": "in/*.parquet", "send": SEND},
+        **keys,
+    }
     return loaded(job_file(folder, "", service__url=url, **keys))
 
 
