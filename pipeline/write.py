@@ -32,7 +32,7 @@ OBJECT_BYTES: Final = 128_000_000
 _GROUP_ROWS: Final = 64_000
 _GROUP_BYTES: Final = 8_000_000
 _REPEATED: Final = ["source", "request_uuid", "attempts", "latency_ms", "scored_at"]
-"""Columns that a dictionary makes smaller: they have one value a request. For the others it costs more than it saves."""
+"""Columns with one value a request: a dictionary makes them smaller. For the others it costs more than it saves."""
 _SUFFIXES: Final = {"results": "parquet", "errors": "jsonl"}
 
 _encoder: Final = msgspec.json.Encoder()
