@@ -46,8 +46,10 @@ def request_uuid(row_uuids: pa.StringArray) -> str:
     """Return the id of a request over these rows: UUIDv5 of their row_uuids, one after the other."""
     data = row_uuids.buffers()[2]
     start = row_uuids.offset * _TEXT  # every text has the same length, so a slice of the array is one of the bytes
-    text = data.slice(start, len(row_uuids) * _TEXT).to_pybytes() if data else b""
-    return str(uuid.uuid5(NAMESPACE, text.decode()))
+    digest = hashlib.sha1(NAMESPACE.bytes, usedforsecurity=False)
+    if data:
+        digest.update(data.slice(start, len(row_uuids) * _TEXT))
+    return str(uuid.UUID(bytes=digest.digest()[:16], version=5))
 
 
 def _texts(digests: bytes) -> pa.StringArray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from msgspec import structs
+
 from schemas.plan import Split, Work
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 SPLITS_PER_WORKER: Final = 20
 MIN_SPLIT_BYTES: Final = 32_000_000
 MIN_SPLIT_ROWS: Final = 10_000
+LARGE_ROWS: Final = 10_000
+MERGED_ROWS: Final = 1_000_000
 
 
 class Range(NamedTuple):
@@ -81,3 +85,25 @@ def remaining(sources: Mapping[int, Source], splits: Iterable[Split], counted: I
         for split in splits
         for piece in subtract(Range(split.start, split.stop), done.get(split.source, ()))
     ]
+
+
+def merged(work: Iterable[Work]) -> list[Work]:
+    """Join large neighbours, up to MERGED_ROWS, for a runner whose one worker would do them one after the other.
+
+    Each range has its price (files opened and synced, a window that drains), and what a crash costs does not depend on
+    it. Small ones stay as they are: many of those are worked on at once.
+    """
+    joined: list[Work] = []
+    for one in work:
+        last = joined[-1] if joined else None
+        if last and _joins(last, one):
+            joined[-1] = structs.replace(last, stop=one.stop)
+        else:
+            joined.append(one)
+    return joined
+
+
+def _joins(one: Work, following: Work) -> bool:
+    neighbours = (one.source, one.stop, one.generation) == (following.source, following.start, following.generation)
+    large = min(one.stop - one.start, following.stop - following.start) >= LARGE_ROWS
+    return neighbours and large and following.stop - one.start <= MERGED_ROWS

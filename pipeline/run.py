@@ -17,7 +17,7 @@ from pipeline.errors import BulkscoreError, Held, Incomplete, JobError, StorageF
 from pipeline.gather import draft
 from pipeline.jobprint import changed_answers, fingerprint, resolved
 from pipeline.ledger import STOP, SUCCESS, Planned, counted, read_plans, read_stop, write_plan, write_stop
-from pipeline.plan import remaining
+from pipeline.plan import merged, remaining
 from pipeline.progress import Progress
 from pipeline.session import session
 from pipeline.storage import Store, is_draft, storing
@@ -117,7 +117,7 @@ def _score(
         store.delete(STOP)
         try:
             with watch(session(name).progress, sum(work.stop - work.start for work in todo)):
-                _pipeline(job, name, todo, arguments)
+                _pipeline(job, name, merged(todo) if job.runner.name == "local" else todo, arguments)
         except StorageFailed as error:
             return error
         stopped = read_stop(store, name)

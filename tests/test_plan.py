@@ -6,8 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import MIN_SPLIT_ROWS, SPLITS_PER_WORKER, Range, counting, cut, remaining, subtract
-from schemas.plan import Source, Split
+from pipeline.plan import (
+    LARGE_ROWS,
+    MERGED_ROWS,
+    MIN_SPLIT_ROWS,
+    SPLITS_PER_WORKER,
+    Range,
+    counting,
+    cut,
+    merged,
+    remaining,
+    subtract,
+)
+from schemas.plan import Source, Split, Work
 from schemas.receipt import Receipt
 
 edges = st.integers(0, 12)
@@ -157,3 +168,38 @@ def test_the_work_that_remains_and_the_receipts_that_count_are_the_plan(sizes, f
     assert sorted(rows) == [(n, row) for n, one in sources.items() for row in range(one.rows) if (n, row) not in done]
     assert all(one.source is sources[one.source.number] for one in work)
     assert all(one.stop - one.start <= width for one in work)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40_000), st.booleans()), max_size=40))
+def test_merged_work_is_the_same_rows_in_the_same_order(pieces):
+    """Neighbours are joined only where both are large, and never to more than a million rows."""
+    work, position = [], 0
+    for number, rows, gap in pieces:
+        position += 5 if gap else 0
+        work.append(Work(Source(number, "u", "p", 1, "v", 10**9), position, position + rows))
+        position += rows
+
+    joined = merged(work)
+
+    def rows_of(works):
+        edges = []
+        for one in works:
+            if edges and edges[-1][0] == one.source.number and edges[-1][2] == one.start:
+                edges[-1] = (one.source.number, edges[-1][1], one.stop)
+            else:
+                edges.append((one.source.number, one.start, one.stop))
+        return edges
+
+    assert rows_of(joined) == rows_of(work)
+    assert all(one in work or one.stop - one.start >= 2 * LARGE_ROWS for one in joined)
+    assert all(one.stop - one.start <= MERGED_ROWS for one in joined)
+
+
+def test_the_splits_of_a_million_rows_are_one_piece_of_work_for_one_worker():
+    """They are twenty for many."""
+    source = Source(0, "u", "p", 1, "v", 1_000_000)
+    splits = list(cut([source], workers=1, row_bytes=32))
+    todo = remaining({0: source}, splits, [])
+
+    assert len(todo) == 20
+    assert merged(todo) == [Work(source, 0, 1_000_000)]
