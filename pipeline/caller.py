@@ -14,7 +14,7 @@ from pipeline.transport import NoReply
 from pipeline.window import Budget, Pace, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pipeline.auth import Auth
     from pipeline.pack import Chunk
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 BUDGET_BYTES: Final = 128_000_000
 _AHEAD: Final = 2
 """Conversations under way for each place in the window: one that waits between attempts leaves no place empty."""
+
+SECRET_LENGTH: Final = 8
 
 _OVERHEAD: Final = 8_000
 """Bytes that the objects of a chunk and its results take, beside what they carry."""
@@ -59,9 +61,12 @@ class Caller:
         stopping: Stopping,
         progress: Progress,
     ) -> None:
-        self._setting = setting._replace(last_success=lambda: self._last_success, alone=lambda: self._under_way <= 1)
+        self._setting = setting._replace(
+            succeeded=self._succeeded, last_success=lambda: self._last_success, alone=lambda: self._under_way <= 1
+        )
         self._transport = transport
         self._auth = auth
+        self._secrets = list(headers.values())
         self._headers = {"Content-Type": setting.adapter.content_type, **headers}
         self._deadline = limits.timeout * 1.05 + 2  # the gateway's own 504 says more than our cut
         self._stopping = stopping
@@ -168,8 +173,10 @@ class Caller:
             fault = Fault(_BY_MISHAP[reply.kind], None, None, reply.message)
             return credentials, Unanswered(fault, reply.received, reply.seconds)
         if reply.status == 200:  # noqa: PLR2004
-            self._succeeded(len(reply.body), len(chunk))
-        return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds)
+            self._seen(len(reply.body), len(chunk))
+            return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds)
+        body = hidden(reply.body, [*credentials.values(), *self._secrets])
+        return credentials, Answered(reply.status, reply.headers, body, reply.seconds)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -191,10 +198,13 @@ class Caller:
                 self._window.in_flight -= 1
                 self._changed.notify_all()
 
-    def _succeeded(self, reply: int, rows: int) -> None:
+    def _seen(self, reply: int, rows: int) -> None:
+        with self._changed:
+            self._budget.seen(reply, rows)
+
+    def _succeeded(self) -> None:
         with self._changed:
             self._last_success = self._setting.clock()
-            self._budget.seen(reply, rows)
             self._window.success()
 
     def _wait(self, command: Wait) -> None:
@@ -216,6 +226,14 @@ class Caller:
             self._auth.refresh(used)
         except IamUnavailable as error:
             self._stopping.wait(error.retry_after or 1.0)  # the next attempt asks again, and is counted
+
+
+def hidden(body: bytes, secrets: Iterable[str]) -> bytes:
+    """Return an error's body without our secrets: services quote what they refuse. Short values are no secrets."""
+    for secret in secrets:
+        if len(secret) >= SECRET_LENGTH:
+            body = body.replace(secret.encode(), b"***")
+    return body
 
 
 def trace(uuid: str) -> dict[str, str]:

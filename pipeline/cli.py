@@ -52,6 +52,9 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
         except BulkscoreError as error:
             complain(str(error))
             code = error.exit_code
+        except BrokenPipeError:  # whoever reads our answer has had enough, as `head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = 0
         except Exception:  # noqa: BLE001 - whatever else it is, it is ours
             traceback.print_exc()
             complain("this is a defect of bulkscore; please report it with the lines above")
@@ -115,7 +118,7 @@ def run(
 ) -> int:
     """Score what is not yet scored, commit it, and report. Arguments after -- go to the Beam runner."""
     loaded = load(job, param, set_)
-    problems = checked(loaded)
+    problems = unready(loaded)
     if problems:
         raise JobError("\n".join(problems))
     if not loaded.service.tls.verify:
@@ -241,15 +244,24 @@ def load(path: Path, params: list[str], sets: list[str]) -> Job:
 
 def checked(job: Job) -> list[str]:
     """Return what keeps this machine from running a valid job: local paths and secrets."""
-    from pipeline.globs import keep_apart, nothing_at
-    from pipeline.jobfile import missing_secrets
+    from pipeline.globs import nothing_at
 
-    problems = missing_secrets(job) if job.runner.name == "local" else []
+    problems = unready(job)
     for path in job.input.path:
-        keep_apart(path, job.output.path)
         folder = Path(path).is_dir()
         if "://" not in path and (folder or not any(glob.iglob(path, recursive=True))):  # noqa: PTH207 - absolute patterns
             problems.append(nothing_at(path, folder=folder))
+    return problems
+
+
+def unready(job: Job) -> list[str]:
+    """Return what keeps this machine from calling the service; what is wrong with the input, a run sees for itself."""
+    from pipeline.globs import keep_apart
+    from pipeline.jobfile import missing_secrets
+
+    for path in job.input.path:
+        keep_apart(path, job.output.path)
+    problems = missing_secrets(job) if job.runner.name == "local" else []
     files = {"ca": job.service.tls.ca, "cert": job.service.tls.cert, "key": job.service.tls.key}
     for key, file in files.items():
         if file and not Path(file).is_file():

@@ -124,7 +124,7 @@ class Setting(NamedTuple):
     """What all conversations of a worker share.
 
     `last_success` is the clock's time of the service's last success; `alone` tells whether no other conversation of
-    this worker is under way, so that there is none to compare with.
+    this worker is under way, so that there is none to compare with; `succeeded` is told of each success.
     """
 
     adapter: Adapter
@@ -135,6 +135,7 @@ class Setting(NamedTuple):
     rng: Random
     last_success: Callable[[], float]
     alone: Callable[[], bool] = lambda: True
+    succeeded: Callable[[], None] = lambda: None
 
 
 class _Course(NamedTuple):
@@ -196,6 +197,7 @@ def _request(
         assert reply is not None
         verdict = _read(reply, chunk, setting)
         if not isinstance(verdict, Fault):
+            setting.succeeded()
             received = len(reply.body) if isinstance(reply, Answered) else 0
             return Scored(chunk, verdict, len(history) + 1, reply.seconds, setting.now(), received)
         others_succeed = setting.last_success() >= last_failure

@@ -41,7 +41,7 @@ def estimate(job: Job) -> Estimate:
     plan = draft(job, planned, "estimate")
     if plan:
         planned.add(plan)
-    todo = remaining(planned.sources, planned.splits, counted(store, planned))
+    todo = remaining(planned.sources, planned.splits, counted(store, planned.versions))
     left = sum(work.stop - work.start for work in todo)
     row_bytes = _row_bytes(job, todo)
     requests, size = _requests(job, todo, row_bytes)

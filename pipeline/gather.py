@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from schemas.job import Job
 
 
-def listing(job: Job) -> list[Listed]:
+def listing(job: Job, *, may_be_gone: bool = False) -> list[Listed]:
     """List the input, sorted; `path` is what lies below the folder that all its patterns share.
 
     Raises JobError where a path is not there, a pattern matches nothing, or the output would be read as input.
@@ -31,7 +31,7 @@ def listing(job: Job) -> list[Listed]:
     for pattern in job.input.path:
         keep_apart(pattern, job.output.path)
         matched = find(pattern)
-        if not matched:
+        if not matched and not may_be_gone:
             raise JobError(nothing_at(pattern, folder=Path(pattern).is_dir()))
         above = split_pattern(pattern)[0][len(shared) :].strip("/")
         found.update((one.uri, one._replace(path=f"{above}/{one.path}".lstrip("/"))) for one in matched)
@@ -51,8 +51,14 @@ def draft(job: Job, planned: Planned, run: str) -> Plan | None:
     Raises JobError for a planned file that changed, a file that cannot be read, and columns that are missing or differ.
     """
     known = {source.path: source for source in planned.sources.values()}
-    listed = listing(job)
+    places = {source.uri: source.path for source in planned.sources.values()}
+    listed = listing(job, may_be_gone=bool(places))
     for one in listed:
+        if places.get(one.uri, one.path) != one.path:
+            raise JobError(
+                f"input.path: {one.uri} was planned as {places[one.uri]!r} and would now be {one.path!r}, with other "
+                "row_uuids, because the patterns begin elsewhere; take a new output.path, or --restart"
+            )
         if one.path in known and known[one.path].version != one.version:
             raise JobError(
                 f"input.path: {one.uri} changed since it was planned ({known[one.path].version}, now {one.version}); "
@@ -69,7 +75,7 @@ def _plan(job: Job, planned: Planned, run: str, new: list[Listed]) -> Plan:
     columns = dict(planned.columns)
     sources: list[Source] = []
     weight = 0
-    for number, one in enumerate(new, start=len(planned.sources)):
+    for number, one in enumerate(new, start=planned.next_source):
         found = footer(one.uri)
         used = columns_of(job, found.schema, one.uri).needed
         if found.rows:  # without rows a file may have any columns and types: writers put null where nothing is

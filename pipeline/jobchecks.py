@@ -162,6 +162,8 @@ def _workers(job: Job) -> Iterator[Problem]:
 def _tls(job: Job) -> Iterator[Problem]:
     if job.service.tls.key is not None and job.service.tls.cert is None:
         yield ("service", "tls", "cert"), "missing; required with service.tls.key"
+    if job.service.tls.ca is not None and not job.service.tls.verify:
+        yield ("service", "tls", "verify"), "false makes service.tls.ca of no use; leave one of them out"
 
 
 def _paths(job: Job) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from pipeline import __version__
 from pipeline.errors import BulkscoreError, Held, Incomplete, JobError, StorageFailed
 from pipeline.gather import draft
 from pipeline.jobprint import changed_answers, fingerprint, resolved
-from pipeline.ledger import STOP, SUCCESS, Planned, counted, read_plans, read_stop, write_plan, write_stop
+from pipeline.ledger import STOP, SUCCESS, Planned, counted, decoded, read_plans, read_stop, write_plan, write_stop
 from pipeline.plan import merged, remaining
 from pipeline.progress import Progress
 from pipeline.session import session
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from schemas.receipt import Receipt
 
 LOCK_SECONDS: Final = 10.0
+_resolved: Final = msgspec.json.Decoder(dict[str, Any])
 _CLEARED: Final = ("receipts", "results", "errors", "plan")
 """Receipts first: a crash in between must leave none whose objects are gone."""
 
@@ -86,9 +87,9 @@ def _converge(
         store.delete(SUCCESS)
         write_plan(store, plan, planned.count)
         planned.add(plan)
-    before = counted(store, planned)
+    before = counted(store, planned.versions)
     problem = _score(job, store, name, planned, watch, arguments)
-    after = counted(store, planned)
+    after = counted(store, planned.versions)
     _remove_strays(store, after)
     summary = _summary(job, store, name, planned, before, after, problem, time.monotonic() - started)
     if summary.exit_code == 0:
@@ -107,7 +108,7 @@ def _score(
     stopping = session(name).stopping
     left: list[Work] | None = None
     while not stopping:
-        todo = remaining(planned.sources, planned.splits, counted(store, planned))
+        todo = remaining(planned.sources, planned.splits, counted(store, planned.versions))
         if not todo:
             return None
         if todo == left:
@@ -184,7 +185,7 @@ def _own(store: Store) -> None:
 def _unchanged(store: Store, job: Job) -> None:
     """Refuse a job whose answers would differ from those that are there."""
     if store.exists("job.json"):
-        changes = changed_answers(msgspec.json.decode(store.read("job.json")), job)
+        changes = changed_answers(decoded(store, "job.json", _resolved), job)
         if changes:
             raise JobError(
                 f"{store.uri} was made by a job that answers differently: {'; '.join(changes)}; "

@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pipeline.auth import open_auth
 from pipeline.caller import Caller
@@ -18,10 +18,10 @@ from pipeline.columns import columns_of, encoder_of
 from pipeline.converse import Adapter, Outcome, Scored, Setting
 from pipeline.errors import BulkscoreError, JobError, StorageFailed
 from pipeline.ids import row_namer
-from pipeline.ledger import read_receipts, read_stop, write_stop
+from pipeline.ledger import counted, read_stop, write_stop
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS, Block, Chunk, Limits, pack
-from pipeline.plan import Range, counting, subtract
+from pipeline.plan import Range, subtract
 from pipeline.read import Reader, schema_of, types_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from schemas.receipt import Receipt
 
 
+LOOK_SECONDS: Final = 5.0
+"""How old a worker's view of `stop.json` may be while it sends."""
+
+
 class Scorer:
     """What a worker process needs to score splits: one service, one window, one output. Thread-safe."""
 
@@ -52,6 +56,7 @@ class Scorer:
         self._adapter: Adapter = ModelArts(job.service.options)
         self._caller = _caller(job, self._adapter, stopping, progress)
         self._lock = threading.Lock()
+        self._looked = time.monotonic()
         self._turns = _Turns()
         """One split reads and sends at a time, in order; the others wait for what they have under way."""
         self._columns: Columns | None = None
@@ -65,7 +70,7 @@ class Scorer:
         """
         receipts: list[Receipt] = []
         try:
-            done = counting(read_receipts(self.store, work.source.number), {work.source.number: work.source.version})
+            done = counted(self.store, {work.source.number: work.source.version}, work.source.number)
             for hole in subtract(Range(work.start, work.stop), (Range(one.start, one.stop) for one in done)):
                 receipts += self._score_range(work, hole)
         except BulkscoreError as error:
@@ -80,9 +85,15 @@ class Scorer:
 
     def _look(self) -> None:
         """See whether another worker met a refusal."""
+        self._looked = time.monotonic()
         reason = read_stop(self.store, self.run)
         if reason:
             self.stopping.stop(reason)
+
+    def _look_again(self) -> None:
+        """Look again, where the last look is LOOK_SECONDS old."""
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._look()
 
     def _stop(self, error: BulkscoreError) -> None:
         with self._lock:
@@ -102,6 +113,7 @@ class Scorer:
             with self._turns.take((work.source.number, hole.start)):
                 self._look()
                 for chunk in pack(self._blocks(work, hole, columns), self._limits(), self._adapter.frame):
+                    self._look_again()
                     if self.stopping:
                         break
                     course.start(chunk)
@@ -173,7 +185,9 @@ class _Course:
         caller = self._scorer._caller  # noqa: SLF001 - a part of the scorer
         while not caller.reserve(chunk, self._pending[0][1] if self._pending else None):
             self._settle()
-        self._pending.append((chunk, caller.submit(chunk)))
+        future = caller.submit(chunk)
+        future.add_done_callback(self._heed)  # what ends the job is not left waiting behind the oldest chunk
+        self._pending.append((chunk, future))
         while self._pending and self._pending[0][1].done():
             self._settle()
 
@@ -207,6 +221,11 @@ class _Course:
             self._scorer.progress.add(rows=rows + dead, dead=dead)
         finally:
             self._scorer._caller.release(chunk)  # noqa: SLF001
+
+    def _heed(self, future: Future[list[Outcome]]) -> None:
+        error = future.exception()
+        if isinstance(error, BulkscoreError):
+            self._scorer._stop(error)  # noqa: SLF001
 
     def _note(self, receipt: Receipt | None) -> None:
         if receipt:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import JobError
 from pipeline.ids import row_namer
-from pipeline.ledger import SUCCESS, Planned, counted, read_plans
+from pipeline.ledger import SUCCESS, Planned, counted, decoded, objects, read_plans, read_receipts
 from pipeline.plan import remaining
 from pipeline.storage import Store, storing
 from schemas.values import Allowance
@@ -67,10 +67,10 @@ def verify(store: Store) -> Verdict:
         raise JobError(
             f"{store.uri} has no job.json, so it is no output of bulkscore; name a job file or its output.path"
         )
-    job = _job.decode(store.read("job.json"))
+    job = decoded(store, "job.json", _job)
     planned = read_plans(store)
-    receipts = counted(store, planned)
-    breaches = [*_missing(planned, receipts), *_strays(store, receipts)]
+    receipts = counted(store, planned.versions)
+    breaches = [*_hollow(store, receipts), *_missing(planned, receipts), *_strays(store, receipts)]
     for receipt in receipts:
         breaches += _receipt(store, job.name, planned.sources[receipt.source], receipt)
     scored, dead = sum(one.scored for one in receipts), sum(one.dead for one in receipts)
@@ -88,7 +88,17 @@ def _unearned(breaches: list[str], allow: Allowance, dead: int, planned: int) ->
     return []
 
 
+def _hollow(store: Store, counting: list[Receipt]) -> Iterator[str]:
+    names = {receipt.name for receipt in counting}
+    for receipt in read_receipts(store):
+        if receipt.name not in names:
+            gone = [name for name in sorted(objects(receipt)) if not store.exists(name)]
+            yield from (f"receipt without object: {name}" for name in gone)
+
+
 def _missing(planned: Planned, receipts: list[Receipt]) -> Iterator[str]:
+    if not planned.count:
+        yield "nothing is planned yet: the run ended before it began"
     for work in remaining(planned.sources, planned.splits, receipts):
         yield f"missing: rows {work.start} to {work.stop - 1} of {work.source.uri}"
 

@@ -19,7 +19,7 @@ from requests.structures import CaseInsensitiveDict
 from jobs import until
 from pipeline import caller as caller_module
 from pipeline.auth import IamUnavailable
-from pipeline.caller import Caller, trace
+from pipeline.caller import Caller, hidden, trace
 from pipeline.converse import Dead, Scored, Setting
 from pipeline.encode import Encoded
 from pipeline.errors import Refused
@@ -409,3 +409,9 @@ def test_closing_closes_the_wire():
     with calling(wire):
         assert not wire.closed
     assert wire.closed
+
+
+def test_what_an_error_quotes_of_our_secrets_is_hidden():
+    """Short values are no secrets, and may be part of anything."""
+    body = b'{"error_msg": "token MII-secret-1 is unknown in stage 1"}'
+    assert hidden(body, ["MII-secret-1", "1"]) == b'{"error_msg": "token *** is unknown in stage 1"}'

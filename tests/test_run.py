@@ -552,3 +552,47 @@ def test_a_full_disk_is_one_line_and_the_same_command_resumes(tmp_path, sandbox)
     again = jobs.command("run", job)
     assert again.code == 0, again.stderr
     assert jobs.proved(tmp_path / "out") == ()
+
+
+def test_a_result_that_was_lost_is_asked_again(tmp_path, sandbox):
+    """A receipt counts only with its objects: the next run heals the output."""
+    inputs(tmp_path, files=1, rows=20)
+    job = jobs.job_file(tmp_path, sandbox())
+    assert jobs.score(job).exit_code == 0
+    for path in (tmp_path / "out" / "results").iterdir():
+        path.unlink()
+    assert jobs.score(job).scored_by_this_run == 20
+    assert jobs.proved(tmp_path / "out") == ()
+
+
+def test_patterns_that_begin_elsewhere_would_rename_rows(tmp_path, sandbox):
+    """A planned file with another path would be scored again under other row_uuids: exit 2, nothing done."""
+    jobs.put(tmp_path / "in" / "x" / "a.parquet", jobs.flowers(5))
+    keys = {"url": sandbox(), "folder": tmp_path}
+    assert jobs.score(jobs.job_file(**keys, input__path="in/x/*.parquet")).exit_code == 0
+    wider = jobs.call("run", jobs.job_file(**keys, input__path="in/*/*.parquet"))
+
+    assert wider.code == 2
+    assert "was planned as 'a.parquet' and would now be 'x/a.parquet'" in wider.err
+    assert jobs.proved(tmp_path / "out") == ()
+
+
+def test_what_is_done_stays_done_without_its_input(tmp_path, sandbox):
+    """The only file is gone: nothing is left to do."""
+    inputs(tmp_path, files=1, rows=5)
+    job = jobs.job_file(tmp_path, sandbox())
+    assert jobs.call("run", job).code == 0
+    (tmp_path / "in" / "0.parquet").unlink()
+    assert jobs.call("run", job).code == 0
+
+
+def test_a_damaged_file_of_ours_is_one_line(tmp_path, sandbox):
+    """Exit 2 with its name, for run and for verify."""
+    inputs(tmp_path, files=1, rows=5)
+    job = jobs.job_file(tmp_path, sandbox())
+    assert jobs.call("run", job).code == 0
+    (tmp_path / "out" / "job.json").write_text("{")
+    for command in ("run", "verify"):
+        done = jobs.call(command, job)
+        assert done.code == 2
+        assert "job.json is not as bulkscore wrote it" in done.err
