@@ -75,6 +75,7 @@ class Caller:
         self._changed = threading.Condition()
         self._window = Window(limits.in_flight, clock=setting.clock)
         self._pace = Pace(rate)
+        self._turns = threading.Lock()
         self._budget = Budget(BUDGET_BYTES)
         self._costs: dict[int, int] = {}
         self._under_way = self._resting = 0
@@ -186,17 +187,23 @@ class Caller:
                 self._stopping.check()
                 self._changed.wait(1.0)
             self._window.in_flight += 1
-            seconds = self._pace.turn(self._setting.clock())
         self._progress.add(requests=1, in_flight=1)
         try:
-            if seconds:
-                self._stopping.wait(seconds)
+            self._await_turn()
             yield
         finally:
             self._progress.add(in_flight=-1)
             with self._changed:
                 self._window.in_flight -= 1
                 self._changed.notify_all()
+
+    def _await_turn(self) -> None:
+        """Wait until the rate allows one more request; one waits at a time, so that none leaves on another's heels."""
+        with self._turns:
+            seconds = self._pace.turn(self._setting.clock())
+            if seconds:
+                self._stopping.wait(seconds)
+                self._pace.left(self._setting.clock())
 
     def _seen(self, reply: int, rows: int) -> None:
         with self._changed:

@@ -60,6 +60,10 @@ class Pace:
         self._next = at + self._gap
         return at - now
 
+    def left(self, now: float) -> None:
+        """Take note of when the turn was really used: who overslept must not be caught up with."""
+        self._next = max(self._next, now + self._gap)
+
 
 class Budget:
     """The bytes a worker may hold: bodies, expected replies, results not yet written. Guarded by its owner.

@@ -83,6 +83,16 @@ def test_no_second_sees_more_requests_than_the_rate_allows(rate, pauses):
         assert math.isclose(turns[-1], expected, abs_tol=1e-9)
 
 
+def test_a_turn_that_was_used_late_moves_the_next_one():
+    """What was overslept is lost, not caught up with; what was in time moves nothing."""
+    pace = Pace(10.0)
+    assert (pace.turn(0.0), pace.turn(0.0)) == (0.0, 0.1)
+    pace.left(0.25)
+    assert math.isclose(pace.turn(0.25), 0.1)
+    pace.left(0.3)
+    assert math.isclose(pace.turn(0.4), 0.05)
+
+
 def test_without_a_rate_nobody_waits():
     """Every turn is now."""
     pace = Pace(None)
