@@ -3,9 +3,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+FUZZ_SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types layers check bench schema lock clean
+.PHONY: help run test lint types layers check fuzz bench schema lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,9 @@ layers: .venv/.dev ## check that imports go downwards
 	@$(BIN)/lint-imports
 
 check: lint types layers test ## all of these four: what CI runs
+
+fuzz: .venv/.dev ## look for what breaks the properties, for FUZZ_SECONDS
+	@$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS)
 
 bench: .venv/.bench ## measure rivals and us in one run
 	@$(BIN)/python tests/bench/bench.py

@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import BulkscoreError, JobError, StorageFailed
+from pipeline.plan import grouped, weight
 from pipeline.session import acquire, refuse, release
 from schemas.plan import Work
 from schemas.receipt import Receipt
@@ -70,7 +71,7 @@ class ScoreSplits(beam.DoFn):
         while self._is_full(work):
             wait(self._pending, return_when=FIRST_COMPLETED)  # whichever it is: a slow one keeps no other waiting
             yield from self._ended()
-        self._pending[self._splits.submit(self._scorer.score, work)] = work.stop - work.start
+        self._pending[self._splits.submit(self._scorer.score, work)] = weight(work)
 
     def finish_bundle(self) -> Iterator[Any]:
         """Wait for the rest."""
@@ -79,7 +80,7 @@ class ScoreSplits(beam.DoFn):
             yield WindowedValue(receipt, GlobalWindow().max_timestamp(), (GlobalWindow(),))
 
     def _is_full(self, work: Work) -> bool:
-        rows = sum(self._pending.values()) + work.stop - work.start
+        rows = sum(self._pending.values()) + weight(work)
         return len(self._pending) >= (SMALL_SPLITS_AT_ONCE if rows <= SMALL_ROWS else SPLITS_AT_ONCE)
 
     def _ended(self) -> Iterator[Receipt]:
@@ -95,7 +96,10 @@ class ScoreSplits(beam.DoFn):
 
 
 class ScoreRows(beam.PTransform):  # type: ignore[type-arg] # not subscriptable at run time
-    """`PCollection[Work] -> PCollection[Receipt]`: scores ranges of rows and commits them to the job's output."""
+    """`PCollection[Work] -> PCollection[Receipt]`: scores ranges of rows and commits them to the job's output.
+
+    An element may also be a tuple of pieces of work: engines want few elements.
+    """
 
     def __init__(self, job: Job, run: str) -> None:
         super().__init__()
@@ -104,7 +108,12 @@ class ScoreRows(beam.PTransform):  # type: ignore[type-arg] # not subscriptable 
 
     def expand(self, work: Any) -> Any:
         """Spread the ranges over the workers and score them."""
-        return work | "Spread" >> beam.Reshuffle() | "Score" >> beam.ParDo(ScoreSplits(self._job, self._run))
+        spread = work | "Spread" >> beam.Reshuffle()
+        return spread | "Ungroup" >> beam.FlatMap(_pieces) | "Score" >> beam.ParDo(ScoreSplits(self._job, self._run))
+
+
+def _pieces(element: Any) -> Iterable[Work]:
+    return element if isinstance(element, tuple) else (element,)
 
 
 def run_pipeline(job: Job, run: str, work: Iterable[Work], arguments: Iterable[str]) -> None:
@@ -115,7 +124,8 @@ def run_pipeline(job: Job, run: str, work: Iterable[Work], arguments: Iterable[s
     """
     local = job.runner.name == "local"
     pipeline = beam.Pipeline(runner=_runner(job.runner.name), options=_options([*options(job), *arguments]))
-    _ = pipeline | "Plan" >> beam.Create(list(work), reshuffle=False) | "ScoreRows" >> ScoreRows(job, run)
+    groups = grouped(list(work))
+    _ = pipeline | "Plan" >> beam.Create(groups, reshuffle=False) | "ScoreRows" >> ScoreRows(job, run)
     try:
         pipeline.run().wait_until_finish()
     except Exception as error:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Final, ParamSpec, cast
 
 import typer
 
@@ -97,8 +97,10 @@ def plan(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = Fa
     from pipeline.estimate import estimate
 
     found = estimate(load(job, param, set_))
+    about = "" if found.exact else "about "
     text = (
-        f"{found.files} files ({found.new_files} new), {found.rows} rows: {found.done} done, {found.left} left\n"
+        f"{found.files} files ({found.new_files} new), {about}{found.rows} rows: {found.done} done, "
+        f"{about}{found.left} left\n"
         f"a run would send about {found.requests} requests, {found.bytes} bytes, in {found.splits} splits, "
         f"into {found.output}"
     )
@@ -113,10 +115,16 @@ def run(
     param: Params = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
     restart: Annotated[bool, typer.Option("--restart", help="Remove everything but runs/ first.")] = False,  # noqa: FBT002
+    changed: Annotated[
+        str | None,
+        typer.Option(metavar="rescore|keep", help="For changed files and keys: score again, or keep what is done."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> int:
     """Score what is not yet scored, commit it, and report. Arguments after -- go to the Beam runner."""
+    if changed not in {None, "rescore", "keep"}:
+        raise JobError(f"--changed {changed}: allowed: rescore, keep")
     loaded = load(job, param, set_)
     problems = unready(loaded)
     if problems:
@@ -133,16 +141,25 @@ def run(
         return showing(progress, rows, quiet=quiet)
 
     with interruptible(lambda: interrupt(loaded, name)) as signals:
-        summary = start(loaded, name, watch=watch, restart=restart, arguments=beam_arguments(context.args))
+        summary = start(
+            loaded,
+            name,
+            watch=watch,
+            restart=restart,
+            how=cast("Any", changed),
+            arguments=beam_arguments(context.args),
+        )
+    unread = f", {summary.unread} files not read to their end" if summary.unread else ""
     text = (
-        f"{summary.planned} rows: {summary.scored} scored, {summary.dead} dead letters, {summary.left} left "
+        f"{summary.planned} rows: {summary.scored} scored, {summary.dead} dead letters, {summary.left} left{unread} "
         f"(this run: {summary.scored_by_this_run} scored, {summary.requests} requests, {summary.retries} retries, "
         f"{summary.seconds:.1f} s)\nresults: {summary.output}/results"
     )
     answer(summary._asdict(), text, as_json=as_json)
-    if summary.message and not (signals and summary.left):
+    interrupted = signals and (summary.left or summary.unread)
+    if summary.message and not interrupted:
         complain(summary.message)
-    if signals and summary.left:
+    if interrupted:
         complain("interrupted; the same command resumes")
         return 128 + signals[0]
     return summary.exit_code

@@ -6,16 +6,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
+from pipeline.arrowtypes import types_of
 from pipeline.encode import RowEncoder
 from pipeline.errors import JobError
-from pipeline.read import types_of
+from pipeline.globs import folders
+from pipeline.pieces import Wanted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from schemas.job import Job
+
+TYPELESS = frozenset({"csv", "jsonl"})
+"""Formats whose files do not say what types their columns have."""
 
 
 class Columns(NamedTuple):
-    """The input's columns as this job uses them: all that are read, those sent, those kept; types as cast."""
+    """The input's columns as this job uses them: all that there are, those sent, those kept; types as cast."""
 
     schema: pa.Schema
     send: tuple[str, ...]
@@ -32,16 +39,30 @@ class Columns(NamedTuple):
         return pa.schema([pa.field(name, self.schema.field(name).type) for name in self.keep])
 
 
-def columns_of(job: Job, schema: pa.Schema, where: str) -> Columns:
-    """Choose the columns of an input. Raises JobError for one that the input does not have, or has twice."""
-    for key, names in {"send": job.input.send or (), "keep": job.input.keep, "columns": job.input.columns}.items():
-        for name in names:
-            if name not in schema.names:
-                raise JobError(f"input.{key}: {where} has no column {name!r}; it has: {', '.join(schema.names)}")
-    send = job.input.send or tuple(name for name in schema.names if name not in job.input.keep)
-    for name in (*send, *job.input.keep, *job.input.columns):
+def check_columns(job: Job, schema: pa.Schema, uri: str) -> None:
+    """See that an input file has the columns that the job names, each once. Raises JobError where it has not."""
+    said = folders(uri)
+    names = [*schema.names, *(name for name in said if name not in schema.names)]
+    for key, wanted in {"send": job.input.send or (), "keep": job.input.keep, "columns": job.input.columns}.items():
+        for name in wanted:
+            if name not in names:
+                raise JobError(f"input.{key}: {uri} has no column {name!r}; it has: {', '.join(names)}")
+            if name in said and name in schema.names:
+                raise JobError(f"input.{key}: {name!r} is a column of {uri} and one of its folders; rename one of them")
+    for name in (*(job.input.send or schema.names), *job.input.keep, *job.input.columns):
         if schema.names.count(name) > 1:
-            raise JobError(f"input.path: {where} has more than one column {name!r}; give each a name of its own")
+            raise JobError(f"input.path: {uri} has more than one column {name!r}; give each a name of its own")
+
+
+def columns_of(job: Job, schema: pa.Schema) -> Columns:
+    """Choose the columns of the input; those that the files do not have are their folders', and text.
+
+    Raises JobError for a type that has no JSON form, and for two names that collide.
+    """
+    send = job.input.send or tuple(name for name in schema.names if name not in job.input.keep)
+    for name in dict.fromkeys((*send, *job.input.keep, *job.input.columns)):
+        if name not in schema.names:
+            schema = schema.append(pa.field(name, pa.string()))
     for name, kind in types_of(job.input.columns).items():
         schema = schema.set(schema.get_field_index(name), pa.field(name, kind))
     columns = Columns(schema, send, job.input.keep)
@@ -53,3 +74,17 @@ def columns_of(job: Job, schema: pa.Schema, where: str) -> Columns:
 def encoder_of(job: Job, columns: Columns) -> RowEncoder:
     """Return what encodes this job's rows. Raises JobError for a type that has no JSON form."""
     return RowEncoder(columns.schema, columns.send, rename=job.input.rename, reject_nan=job.input.nan == "reject")
+
+
+def wanted_of(job: Job, columns: Columns) -> Wanted:
+    """Say how this job's files are to be read."""
+    types = types_of(job.input.columns)
+    return Wanted(job.input, columns.needed, types, job.service.limits.body)
+
+
+def fixed(job: Job, columns: Mapping[str, str]) -> Job:
+    """Return the job as its workers see it: what it sends by default, and types where files have none, as planned."""
+    declared = job.input.columns
+    types = {**columns, **declared} if job.input.format in TYPELESS else declared
+    send = job.input.send or tuple(name for name in columns if name not in job.input.keep)
+    return job.model_copy(update={"input": job.input.model_copy(update={"columns": types, "send": send})})

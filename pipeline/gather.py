@@ -1,99 +1,169 @@
-"""From the job file and the folders it names to a plan: what is new in the input, and how it is cut."""
+"""From the job file and the folders it names to a plan: what is new or changed in the input, and how it is cut."""
 
 from __future__ import annotations
 
-from itertools import takewhile
-from pathlib import Path
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
-from pipeline.columns import columns_of
+from pipeline.arrowtypes import types_of
+from pipeline.changes import altered_files, elsewhere, gone
+from pipeline.columns import TYPELESS, check_columns, columns_of
 from pipeline.errors import JobError
-from pipeline.globs import keep_apart, nothing_at, split_pattern
-from pipeline.plan import cut
-from pipeline.read import Footer, footer
-from pipeline.storage import Listed, find
-from schemas.plan import Plan, Source
+from pipeline.gather_files import draft_files, list_input
+from pipeline.ledger import NewPlan
+from pipeline.plan import NO_CHANGE, Changed, cut
+from pipeline.read import FORMATS
+from pipeline.storage import Listed
+from schemas.plan import Plan, Redo, Source
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pyarrow import DataType
+
     from pipeline.ledger import Planned
+    from pipeline.pieces import Found, Mark
+    from pipeline.storage import Store
     from schemas.job import Job
 
+_LOOKERS: Final = 4
+_LOOKED_AT_ONCE: Final = 1_000
 
-def listing(job: Job, *, may_be_gone: bool = False) -> list[Listed]:
-    """List the input, sorted; `path` is what lies below the folder that all its patterns share.
 
-    Raises JobError where a path is not there, a pattern matches nothing, or the output would be read as input.
+def draft(job: Job, store: Store, planned: Planned, run: str, changed: Changed = NO_CHANGE) -> NewPlan | None:
+    """Plan what is new or changed in the input since the plans there are; None where nothing is.
+
+    An input that moved as a whole is followed. Raises JobError for files that changed where nobody said what to do
+    about it, a file that cannot be read, and columns that are missing or differ.
     """
-    found: dict[str, Listed] = {}
-    shared = _shared([split_pattern(pattern)[0] for pattern in job.input.path])
-    for pattern in job.input.path:
-        keep_apart(pattern, job.output.path)
-        matched = find(pattern)
-        if not matched and not may_be_gone:
-            raise JobError(nothing_at(pattern, folder=Path(pattern).is_dir()))
-        above = split_pattern(pattern)[0][len(shared) :].strip("/")
-        found.update((one.uri, one._replace(path=f"{above}/{one.path}".lstrip("/"))) for one in matched)
-    return sorted(found.values())
+    if job.input.format == "files":
+        return draft_files(job, store, planned, run, changed)
+    plan = _draft_rows(job, planned, run, changed)
+    return NewPlan(plan) if plan else None
 
 
-def _shared(folders: list[str]) -> str:
-    """Return the folder that all of them are in, or are."""
-    parts = [folder.split("/") for folder in folders]
-    same = [one[0] for one in takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))]
-    return "/".join(same)
-
-
-def draft(job: Job, planned: Planned, run: str) -> Plan | None:
-    """Plan what is new in the input since the plans there are; None where nothing is. Moved sources are followed.
-
-    Raises JobError for a planned file that changed, a file that cannot be read, and columns that are missing or differ.
-    """
+def _draft_rows(job: Job, planned: Planned, run: str, changed: Changed) -> Plan | None:
     known = {source.path: source for source in planned.sources.values()}
+    columns = list_input(job, may_be_gone=bool(known)).to_pydict()
+    listed = [Listed(*one) for one in zip(*columns.values(), strict=True)]
+    _same_places(planned, listed)
+    news = _News(job, changed)
+    numbers = count(planned.next_source)
+    for one in listed:
+        if one.path in known:
+            news.again(known[one.path], one)
+            source = known[one.path]  # the input may have moved as a whole: its rows are the same rows
+            planned.sources[source.number] = structs.replace(source, uri=one.uri)
+        else:
+            news.todo.append((next(numbers), one))
+    if changed.everything:
+        _all_there(known, listed)
+    return news.plan(planned, run)
+
+
+class _News:
+    """What is new: files to look at under their numbers, sources that are let pass, and what is to be done again."""
+
+    def __init__(self, job: Job, changed: Changed) -> None:
+        self._job = job
+        self._changed = changed
+        self.todo: list[tuple[int, Listed]] = []
+        self._kept: list[Source] = []
+        self._redo: list[Redo] = []
+        self._odd: list[str] = []
+
+    def again(self, source: Source, one: Listed) -> None:
+        """Meet a file that is planned."""
+        same = one.version in {source.version, source.accepted}
+        if self._changed.everything or (not same and self._changed.how == "rescore"):
+            self.todo.append((source.number, one))
+            self._redo.append(Redo(source.number, self._changed.generation))
+        elif not same and self._changed.how == "keep" and source.number not in self._changed.left:
+            self._kept.append(structs.replace(source, uri=one.uri, accepted=one.version))
+        elif not same:
+            self._odd.append(f"{one.uri} ({source.version}, now {one.version})")
+
+    def plan(self, planned: Planned, run: str) -> Plan | None:
+        """Make the plan. Raises JobError for files that changed, and may not be passed over."""
+        if self._odd:
+            raise JobError(altered_files(self._odd, keep=self._changed.how == "keep"))
+        if not self.todo and not self._kept:
+            return None
+        columns, sources, marks, weight = _looked_at(self._job, self.todo, planned, anew=self._changed.everything)
+        rows = sum(source.rows or 0 for source in sources)
+        splits = cut(sources, workers=self._job.runner.workers, row_bytes=weight // max(1, rows), marks=marks)
+        kept = {source.number for source in self._kept}
+        splits_kept = (split for split in planned.splits if split.source in kept)
+        return Plan(run, columns, (*sources, *self._kept), (*splits, *splits_kept), tuple(self._redo))
+
+
+def _same_places(planned: Planned, listed: list[Listed]) -> None:
+    """Refuse patterns that begin elsewhere than when the files were planned: their rows would have other names."""
     places = {source.uri: source.path for source in planned.sources.values()}
-    listed = listing(job, may_be_gone=bool(places))
     for one in listed:
         if places.get(one.uri, one.path) != one.path:
-            raise JobError(
-                f"input.path: {one.uri} was planned as {places[one.uri]!r} and would now be {one.path!r}, with other "
-                "row_uuids, because the patterns begin elsewhere; take a new output.path, or --restart"
-            )
-        if one.path in known and known[one.path].version != one.version:
-            raise JobError(
-                f"input.path: {one.uri} changed since it was planned ({known[one.path].version}, now {one.version}); "
-                "score it into a new output.path, or use --restart to score everything again"
-            )
-        if one.path in known:  # the input may have moved as a whole: its rows are the same rows
-            source = known[one.path]
-            planned.sources[source.number] = structs.replace(source, uri=one.uri)
-    new = [one for one in listed if one.path not in known]
-    return _plan(job, planned, run, new) if new else None
+            raise JobError(elsewhere(one.uri, places[one.uri], one.path))
 
 
-def _plan(job: Job, planned: Planned, run: str, new: list[Listed]) -> Plan:
-    columns = dict(planned.columns)
+def _all_there(known: Mapping[str, Source], listed: list[Listed]) -> None:
+    missing = sorted(known.keys() - {one.path for one in listed})
+    if missing:
+        raise JobError(gone(known[missing[0]].uri))
+
+
+Looked = tuple[dict[str, str], list[Source], dict[int, tuple["Mark", ...]], int]
+
+
+def _looked_at(job: Job, todo: list[tuple[int, Listed]], planned: Planned, *, anew: bool) -> Looked:
+    """Look into files; return the columns, the sources, their marks, and the weight of all rows in bytes."""
+    columns = {} if anew else dict(planned.columns)
+    declared = types_of(job.input.columns)
     sources: list[Source] = []
+    marks: dict[int, tuple[Mark, ...]] = {}
     weight = 0
-    for number, one in enumerate(new, start=planned.next_source):
-        found = footer(one.uri)
-        used = columns_of(job, found.schema, one.uri).needed
-        if found.rows:  # without rows a file may have any columns and types: writers put null where nothing is
-            columns = columns or _types(found)
-            _same_columns(job, one, found, columns)
-            _same_types(job, one, found, columns, used)
-        sources.append(Source(number, one.uri, one.path, one.size, one.version, found.rows))
-        weight += found.data_bytes
-    rows = sum(source.rows for source in sources)
-    splits = cut(sources, workers=job.runner.workers, row_bytes=weight // max(1, rows))
-    return Plan(run, columns, tuple(sources), tuple(splits))
+    position = 0
+    while position < len(todo):  # one by one until the columns are known, then many at once
+        piece = todo[position : position + (_LOOKED_AT_ONCE if columns else 1)]
+        position += len(piece)
+        known = {**types_of(columns), **declared} if job.input.format in TYPELESS else {}
+        for (number, one), found in zip(piece, _look(job, piece, known), strict=True):
+            if found.schema.names:
+                check_columns(job, found.schema, one.uri)
+            if not found.empty:  # without rows a file may have any columns and types: writers put null where nothing is
+                used = columns_of(job, found.schema).needed
+                columns = columns or _types(found)
+                _same_columns(job, one, found, columns)
+                _same_types(job, one, found, columns, used)
+            rows = 0 if found.empty else found.rows
+            sources.append(Source(number, one.uri, one.path, one.size, one.version, rows))
+            weight += found.size if rows else 0
+            if found.marks:
+                marks[number] = found.marks
+    return columns, sources, marks, weight
 
 
-def _types(found: Footer) -> dict[str, str]:
+def _look(job: Job, piece: list[tuple[int, Listed]], known: Mapping[str, DataType]) -> Iterator[Found]:
+    look = partial(_look_at, job, known=known)
+    if len(piece) == 1:
+        yield look(piece[0])
+        return
+    with ThreadPoolExecutor(_LOOKERS) as pool:  # most of the time is storage's
+        yield from pool.map(look, piece)
+
+
+def _look_at(job: Job, item: tuple[int, Listed], *, known: Mapping[str, DataType]) -> Found:
+    return FORMATS[job.input.format].look(item[1].uri, job.input, known)
+
+
+def _types(found: Found) -> dict[str, str]:
     return {field.name: str(field.type) for field in found.schema}
 
 
-def _same_columns(job: Job, one: Listed, found: Footer, columns: dict[str, str]) -> None:
+def _same_columns(job: Job, one: Listed, found: Found, columns: dict[str, str]) -> None:
     """Where all columns are sent, all files have the same ones; `input.send` says which ones matter."""
     odd = sorted(columns.keys() ^ set(found.schema.names))
     if job.input.send is None and odd:
@@ -104,11 +174,11 @@ def _same_columns(job: Job, one: Listed, found: Footer, columns: dict[str, str])
         )
 
 
-def _same_types(job: Job, one: Listed, found: Footer, columns: dict[str, str], used: tuple[str, ...]) -> None:
+def _same_types(job: Job, one: Listed, found: Found, columns: dict[str, str], used: tuple[str, ...]) -> None:
     """All files have the same types in the columns that are used; `input.columns` makes them so."""
     types = _types(found)
     for name in used:
-        if name not in job.input.columns and types[name] != columns.get(name, types[name]):
+        if name in types and name not in job.input.columns and types[name] != columns.get(name, types[name]):
             raise JobError(
                 f"input.path: column {name!r} is {types[name]} in {one.uri} and {columns[name]} in files before it; "
                 f"declare it: input.columns: {{{name}: ...}}"

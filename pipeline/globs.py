@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
 from pipeline.errors import JobError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+_HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 WILD: Final = re.compile(r"[*?\[]")
 
 OUR_NAMES: Final = (
@@ -34,6 +37,13 @@ def split_pattern(pattern: str) -> tuple[str, str]:
     return "/".join(parts[:wild]) or "/", "/".join(parts[wild:])
 
 
+def shared_folder(patterns: Iterable[str]) -> str:
+    """Return the folder that the fixed parts of all patterns are in, or are."""
+    parts = [split_pattern(pattern)[0].split("/") for pattern in patterns]
+    same = [one[0] for one in takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))]
+    return "/".join(same)
+
+
 def matches(pattern: str, path: str) -> bool:
     """Whether a relative path matches a relative glob; wildcards do not match a leading dot."""
     return _match(pattern.split("/"), path.split("/"))
@@ -51,6 +61,17 @@ def _match(patterns: Sequence[str], parts: Sequence[str]) -> bool:
 def _fits(pattern: str, name: str) -> bool:
     hidden = name.startswith(".") and not pattern.startswith(".")
     return not hidden and fnmatchcase(name, pattern)
+
+
+def folders(uri: str) -> dict[str, str | None]:
+    """Return what a file's folders say in Hive's manner: `.../dt=2026-11-21/a.csv` has a column dt.
+
+    Of two that say the same name the inner one holds. Values are text, percent signs as Hive writes them decoded.
+    """
+    path = unquote(uri) if uri.startswith("file://") else uri  # only local URIs are written with percent signs
+    said = (folder.partition("=") for folder in path.split("/")[:-1])
+    values = {unquote(name): unquote(value) for name, equals, value in said if equals and name}
+    return {name: None if value == _HIVE_NULL else value for name, value in values.items()}
 
 
 def keep_apart(pattern: str, output: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ def row_namer(job: str, path: str) -> Callable[[int, int], pa.StringArray]:
     source's path below the input's fixed prefix. The loop holds one SHA-1 a row and nothing else: at a million rows
     `uuid.uuid5` alone would cost more than the requests.
     """
-    prefix = hashlib.sha1(uuid.uuid5(NAMESPACE, job).bytes + f"{path}:".encode(), usedforsecurity=False)
+    prefix = _prefix(job, f"{path}:")
 
     def names(start: int, stop: int) -> pa.StringArray:
         digests: list[bytes] = []
@@ -40,6 +40,22 @@ def row_namer(job: str, path: str) -> Callable[[int, int], pa.StringArray]:
         return _texts(b"".join(digests))
 
     return names
+
+
+def file_names(job: str, paths: pa.Array[Any] | pa.ChunkedArray[Any]) -> pa.StringArray:
+    """Return the row_uuids of rows that are whole files: each is row 0 of its path."""
+    prefix = _prefix(job, "")
+    digests: list[bytes] = []
+    for path in paths.to_pylist():
+        digest = prefix.copy()
+        digest.update(f"{path}:0".encode())
+        digests.append(digest.digest())
+    return _texts(b"".join(digests))
+
+
+def _prefix(job: str, text: str) -> hashlib._Hash:
+    """Return the hash of the job's namespace and the beginning of a name in it."""
+    return hashlib.sha1(uuid.uuid5(NAMESPACE, job).bytes + text.encode(), usedforsecurity=False)
 
 
 def request_uuid(row_uuids: pa.StringArray) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 from pipeline.jobyaml import Keys
-from schemas.job import OUR_COLUMNS, Job, NoAuth, TokenAuth, leaves
+from schemas.job import OUR_COLUMNS, InputFormat, Job, NoAuth, TokenAuth, leaves
 from schemas.values import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pydantic_core import ErrorDetails
 
@@ -105,6 +105,14 @@ _WORDS: Final[dict[str, Callable[[ErrorDetails, Keys], str]]] = {
 }
 
 
+def undecided(told: Mapping[str, str | None]) -> str:
+    """Say why paths do not tell the form of the input; `told` is the form that each tells by its suffix, if any."""
+    silent = next((path for path, form in told.items() if form is None), None)
+    forms = ", ".join(dict.fromkeys(form for form in told.values() if form))
+    why = f"no suffix of {shown(silent)} tells it" if silent else f"the suffixes tell more than one: {forms}"
+    return f"missing; {why}; allowed: {', '.join(get_args(InputFormat))}"
+
+
 def contradictions(job: Job) -> Iterator[Problem]:
     """Find what is wrong between keys that are each right by themselves."""
     for check in _CHECKS:
@@ -118,6 +126,14 @@ def _token(job: Job) -> Iterator[Problem]:
     if auth.project is None and auth.project_id is None:
         mend = "give one of them, or export OS_PROJECT_NAME or OS_PROJECT_ID"
         yield _AUTH, f"project or project_id is required, since ModelArts takes project-scoped tokens only; {mend}"
+
+
+def _csv(job: Job) -> Iterator[Problem]:
+    csv, form = job.input.csv, job.input.format
+    for key in sorted(csv.model_fields_set) if form != "csv" else ():
+        yield ("input", "csv", key), f"only CSV has it, and input.format is {form}; leave it out, or give format: csv"
+    if csv.delimiter == csv.quote:
+        yield ("input", "csv", "quote"), f"{shown(csv.quote)} is the delimiter too; allowed: another one"
 
 
 def _kept(job: Job) -> Iterator[Problem]:
@@ -175,6 +191,7 @@ def _paths(job: Job) -> Iterator[Problem]:
 
 _CHECKS: Final[tuple[Callable[[Job], Iterator[Problem]], ...]] = (
     _token,
+    _csv,
     _kept,
     _renamed,
     _rate,

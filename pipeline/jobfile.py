@@ -17,11 +17,12 @@ from pydantic import ValidationError
 
 from pipeline import jobyaml
 from pipeline.errors import JobError
-from pipeline.jobchecks import Problem, contradictions, in_words, nearest, secret_place
+from pipeline.jobchecks import Problem, contradictions, in_words, nearest, secret_place, undecided
 from pipeline.jobprint import changed_answers, fingerprint, missing_secrets, resolved
 from schemas.job import Job
 from schemas.job_schema import json_schema
 from schemas.secret import REFERENCE, Secret, Unresolved, expand
+from schemas.values import form_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -190,8 +191,20 @@ class _Loading:
             self.problems += [(keys, said) for keys, said in found if keys not in blamed]
             return None
         if not blamed:
+            job = self.with_format(job)
             self.problems += contradictions(job)
         return job
+
+    def with_format(self, job: Job) -> Job:
+        """Fill in the form of the input where the file does not name it: all paths must tell the same one."""
+        if "format" in job.input.model_fields_set:
+            return job
+        told = {path: form_of(path) for path in job.input.path}
+        if len(set(told.values())) > 1 or None in told.values():
+            self.problems.append((("input", "format"), undecided(told)))
+            return job
+        derived = job.input.model_copy(update={"format": told[job.input.path[0]]})
+        return job.model_copy(update={"input": derived})
 
 
 def _absolute(path: str, folder: Path) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
 
@@ -15,8 +15,6 @@ from schemas.secret import Secret, Unresolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-_ABSENT: Final = object()
 
 
 def resolved(job: Job) -> dict[str, Any]:
@@ -63,10 +61,10 @@ def _secrets(job: Job) -> Iterator[Secret]:
 
 
 def _answers(document: dict[str, Any]) -> dict[str, Any]:
-    """Pick what decides the answers; a key that the document does not know has its default."""
+    """Pick what decides the answers; a key that the document does not know, or that is null, has its default."""
     defaults = _defaults()
     found = {path: _at(document, path) for path, mark in marks().items() if mark == "answers"}
-    return {path: defaults[path] if value is _ABSENT else value for path, value in found.items()}
+    return {path: defaults[path] if value is None else value for path, value in found.items()}
 
 
 def _defaults() -> dict[str, Any]:
@@ -83,7 +81,7 @@ def _answer_paths() -> set[str]:
 
 def _at(document: Any, path: str) -> Any:
     for key in path.split("."):
-        document = document.get(key, _ABSENT) if isinstance(document, dict) else _ABSENT
+        document = document.get(key) if isinstance(document, dict) else None
     return document
 
 

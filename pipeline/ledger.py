@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar
+import re
+import threading
+import time
+from bisect import bisect_left, insort
+from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
+import pyarrow.parquet as pq
 
 from pipeline.errors import BulkscoreError, Held, Incomplete, JobError, Refused, StorageFailed
-from pipeline.plan import counting
-from schemas.plan import Plan, Source, Split
+from pipeline.plan import counting, remaining, tally
+from schemas.plan import Plan, Redo, Source, Split, Work
 from schemas.receipt import Receipt, Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import pyarrow as pa
+
+    from pipeline.plan import Tally
     from pipeline.storage import Store
 
 T = TypeVar("T")
@@ -21,6 +31,9 @@ T = TypeVar("T")
 STOP: Final = "stop.json"
 SUCCESS: Final = "_SUCCESS"
 
+_NAME: Final = re.compile(r"\d{6,}-\d{12}-\d{12}-\d+-[0-9a-f]+\.json")
+_LARGE: Final = 1_000_000
+_READERS: Final = 8
 _encoder: Final = msgspec.json.Encoder()
 _plan: Final = msgspec.json.Decoder(Plan)
 _receipt: Final = msgspec.json.Decoder(Receipt)
@@ -29,21 +42,26 @@ _BY_EXIT_CODE: Final = {one.exit_code: one for one in (JobError, Incomplete, Ref
 
 
 class Planned:
-    """All plans of an output together: sources by number, splits in order, columns of the first."""
+    """All plans of an output together: sources by number, splits in order, columns of the newest."""
 
     def __init__(self, plans: Iterable[Plan]) -> None:
         self.sources: dict[int, Source] = {}
         self.splits: list[Split] = []
+        self.redo: list[Redo] = []
         self.columns: dict[str, str] = {}
         self.count = 0
         for plan in plans:
             self.add(plan)
 
     def add(self, plan: Plan) -> None:
-        """Add the next plan."""
+        """Add the next plan; its sources take the place of earlier ones with their numbers."""
+        again = {source.number for source in plan.sources} & self.sources.keys()
+        if again:
+            self.splits = [split for split in self.splits if split.source not in again]
         self.sources.update((source.number, source) for source in plan.sources)
         self.splits += plan.splits
-        self.columns = self.columns or plan.columns
+        self.redo += plan.redo
+        self.columns = plan.columns or self.columns
         self.count += 1
 
     @property
@@ -52,14 +70,21 @@ class Planned:
         return max(self.sources, default=-1) + 1
 
     @property
-    def rows(self) -> int:
-        """Rows of all sources."""
-        return sum(source.rows for source in self.sources.values())
-
-    @property
     def versions(self) -> dict[int, str]:
         """The version of each source, by number."""
         return {number: source.version for number, source in self.sources.items()}
+
+    def counting(self, receipts: Iterable[Receipt]) -> list[Receipt]:
+        """Return the receipts that count."""
+        return counting(receipts, self.versions, self.redo)
+
+    def remaining(self, counted: Iterable[Receipt]) -> list[Work]:
+        """Return the work that is left."""
+        return remaining(self.sources, self.splits, counted, self.redo)
+
+    def tally(self, counted: Sequence[Receipt]) -> Tally:
+        """Count the rows of the output."""
+        return tally(self.sources.values(), counted)
 
 
 def read_plans(store: Store) -> Planned:
@@ -68,27 +93,88 @@ def read_plans(store: Store) -> Planned:
     return Planned(decoded(store, f"plan/{name}", _plan) for name in names)
 
 
-def write_plan(store: Store, plan: Plan, number: int) -> None:
-    """Write a plan; it is never changed afterwards."""
-    store.write(f"plan/{number:06d}.json", msgspec.json.format(_encoder.encode(plan), indent=1))
+def write_plan(store: Store, draft: NewPlan, number: int) -> None:
+    """Write a plan, its listings first; it is never changed afterwards."""
+    for name, table in draft.listings.items():
+        with store.create("plan") as file:
+            pq.write_table(table, cast("Any", file), compression="zstd")
+            file.keep(name)
+    content = _encoder.encode(draft.plan)
+    store.write(f"plan/{number:06d}.json", msgspec.json.format(content, indent=1) if len(content) < _LARGE else content)
 
 
-def read_receipts(store: Store, source: int | None = None) -> list[Receipt]:
-    """Read the receipts of an output, or those of one source; names tell them apart, so no other is opened."""
-    start = "" if source is None else f"{source:06d}-"
-    names = (name for name in store.names("receipts") if name.startswith(start) and name.endswith(".json"))
-    return [decoded(store, f"receipts/{name}", _receipt) for name in names]
+class NewPlan(NamedTuple):
+    """A plan that is not written yet, and the listings that its sources name, by their names."""
+
+    plan: Plan
+    listings: Mapping[str, pa.Table] = {}
 
 
-def counted(store: Store, versions: Mapping[int, str], source: int | None = None) -> list[Receipt]:
-    """Read the receipts, of one source or all, and return those that count: their objects are there, too.
+class Receipts:
+    """The receipts of an output: listed again and again, since others write them, but each read only once.
 
-    An attempt that is late can write its receipt after its objects were swept as strays. Receipts are read before the
-    objects are listed, since objects are written before receipts.
+    An attempt that is late can write its receipt after its objects were swept as strays, so a receipt is `valid` only
+    while its objects are there. Receipts are read before objects are looked for: those are written first.
     """
-    receipts = read_receipts(store, source)
-    there = {f"{folder}/{name}" for folder in ("results", "errors") for name in store.names(folder)}
-    return counting((one for one in receipts if there.issuperset(objects(one))), versions)
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._known: dict[str, Receipt] = {}
+        self._names: list[str] = []
+        self._listed = float("-inf")
+        self._patience = 0.0
+
+    def all(self) -> list[Receipt]:
+        """Return all receipts, by name, whether they count or not."""
+        names = self._list()
+        new = [name for name in names if name not in self._known]
+        with ThreadPoolExecutor(_READERS) as pool:  # on an object store each is a request
+            known = {**self._known, **dict(zip(new, pool.map(self._read, new), strict=True))}
+        self._known = {name: known[name] for name in names}
+        return list(self._known.values())
+
+    def valid(self) -> list[Receipt]:
+        """Return all receipts whose objects are there."""
+        receipts = self.all()
+        there = {f"{folder}/{name}" for folder in ("results", "errors") for name in self._store.names(folder)}
+        return [one for one in receipts if there.issuperset(objects(one))]
+
+    def add(self, receipt: Receipt) -> None:
+        """Note a receipt that this process has written itself."""
+        with self._lock:
+            insort(self._names, f"{receipt.name}.json")
+
+    def of(self, work: Work) -> list[Receipt]:
+        """Return the valid receipts that touch a piece of work; their names tell which, and no other is read.
+
+        The listing is as old as twenty times what it takes, at most: splits may be many, and receipts too.
+        """
+        with self._lock:
+            if self._clock() - self._listed >= self._patience:
+                self._names = self._list()
+            names = self._names[bisect_left(self._names, f"{work.source.number:06d}-") :]
+        mine = takewhile(lambda name: _place(name)[0] == work.source.number, names)
+        touching = (name for name in mine if _place(name)[1] < work.stop and work.start <= _place(name)[2])
+        found = [self._read(name) for name in touching]
+        return [one for one in found if all(map(self._store.exists, objects(one)))]
+
+    def _list(self) -> list[str]:
+        began = self._clock()
+        names = [name for name in self._store.names("receipts") if _NAME.fullmatch(name)]
+        self._listed = self._clock()
+        self._patience = 20 * (self._listed - began)
+        return names
+
+    def _read(self, name: str) -> Receipt:
+        return decoded(self._store, f"receipts/{name}", _receipt)
+
+
+def _place(name: str) -> tuple[int, int, int]:
+    """Return (source, from, to) of a receipt's name."""
+    source, start, stop, _ = name.split("-", 3)
+    return int(source), int(start), int(stop)
 
 
 def objects(receipt: Receipt) -> set[str]:

@@ -8,11 +8,12 @@ chunk always covers an unbroken range of its source; only a chunk that holds too
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -20,6 +21,7 @@ from pipeline.ids import request_uuid
 
 if TYPE_CHECKING:
     from pipeline.encode import Encoded, Int64s
+    from pipeline.pieces import Broken
     from schemas.tables import Kind
 
 MAX_ROWS: Final = 10_000
@@ -38,16 +40,22 @@ class Limits(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A batch on its way into requests: source rows `[first, first + len(row_uuids))`."""
+    """A batch on its way into requests: source rows `[first, first + len(row_uuids))`.
+
+    `broken` rows, by position, must not be sent, whatever they are encoded as. `uris` are the rows' files, where rows
+    are files.
+    """
 
     first: int
     encoded: Encoded
     row_uuids: pa.StringArray
     keep: pa.RecordBatch
+    broken: Mapping[int, Broken] = {}
+    uris: pa.Array[Any] | None = None
 
 
 class Refusal(NamedTuple):
-    """A row that is not sent at all, and why."""
+    """A row that is not sent at all, and why. `line` is the JSON that stands for it, `uri` the file that it may be."""
 
     source_row: int
     row_uuid: str
@@ -55,14 +63,15 @@ class Refusal(NamedTuple):
     keep: pa.RecordBatch
     kind: Kind
     message: str
+    uri: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Source rows `[first, stop)`: those that `body` carries, in order, and those that are refused unsent.
 
-    The rows begin at `offset` in `body`; `costs[i]` is the bytes of the i-th sent row with the comma behind it. A chunk
-    without sent rows is never sent.
+    The rows begin at `offset` in `body`; `costs[i]` is the bytes of the i-th sent row with the comma behind it;
+    `uris[i]` is its file, where rows are files. A chunk without sent rows is never sent.
     """
 
     first: int
@@ -75,6 +84,7 @@ class Chunk:
     row_uuids: pa.StringArray
     keep: pa.RecordBatch
     refused: tuple[Refusal, ...] = ()
+    uris: pa.Array[Any] | None = None
 
     def __len__(self) -> int:
         """Rows in the request."""
@@ -113,6 +123,7 @@ class Chunk:
             source_rows=rows,
             row_uuids=uuids,
             keep=self.keep.slice(start, stop - start),
+            uris=None if self.uris is None else self.uris.slice(start, stop - start),
         )
 
 
@@ -148,24 +159,25 @@ def pack(blocks: Iterable[Block], limits: Limits, frame: Frame) -> Iterator[Chun
 
 def _refusals(block: Block, costs: Int64s, room: int, limit: int) -> dict[int, Refusal]:
     """Return the rows of a block that must not be sent, by position."""
-    starts = block.encoded.ends - costs
     reasons: dict[int, tuple[Kind, str]] = {
         position: ("unreadable", message) for position, message in block.encoded.refused.items()
     }
     for position in np.flatnonzero(costs > room):
         body = int(costs[position]) - room + limit
         reasons[int(position)] = ("too_large", f"alone it makes a body of {body} bytes; the limit is {limit}")
-    return {
-        position: Refusal(
-            source_row=block.first + position,
-            row_uuid=block.row_uuids[position].as_py(),
-            line=block.encoded.lines[starts[position] : block.encoded.ends[position] - 1],
-            keep=block.keep.slice(position, 1),
-            kind=kind,
-            message=message,
-        )
-        for position, (kind, message) in reasons.items()
-    }
+    reasons |= {position: (broken.kind, broken.message) for position, broken in block.broken.items()}
+    return {position: _refusal(block, position, int(costs[position]), *why) for position, why in reasons.items()}
+
+
+def _refusal(block: Block, position: int, cost: int, kind: Kind, message: str) -> Refusal:
+    uri = None if block.uris is None else block.uris[position].as_py()
+    end = block.encoded.ends[position]
+    if position in block.broken:
+        line = block.broken[position].row
+    else:
+        line = block.encoded.lines[end - cost : end - 1] if uri is None else msgspec.json.encode(uri)
+    row_uuid = block.row_uuids[position].as_py()
+    return Refusal(block.first + position, row_uuid, line, block.keep.slice(position, 1), kind, message, uri)
 
 
 def _runs(rows: int, refused: Iterable[int]) -> Iterator[tuple[int, int]]:
@@ -215,7 +227,17 @@ class _Draft:
             row_uuids=uuids,
             keep=self._keep(),
             refused=tuple(self.refused),
+            uris=self._uris(),
         )
+
+    def _uris(self) -> pa.Array[Any] | None:
+        uris = [
+            part.block.uris.slice(part.start, part.stop - part.start)
+            for part in self.parts
+            if part.block.uris is not None
+        ]
+        found: pa.Array[Any] | None = _joined(uris, pa.concat_arrays, None)
+        return found
 
     def _keep(self) -> pa.RecordBatch:
         nothing = self.refused[0].keep.slice(0, 0) if self.refused else None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from typing import TYPE_CHECKING, Final, NamedTuple
+from bisect import bisect_left, bisect_right
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from msgspec import structs
 
-from schemas.plan import Split, Work
+from schemas.plan import NO_END, Split, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from schemas.plan import Source
+    from pipeline.pieces import Mark
+    from schemas.plan import Redo, Source
     from schemas.receipt import Receipt
 
 SPLITS_PER_WORKER: Final = 20
@@ -20,6 +22,8 @@ MIN_SPLIT_BYTES: Final = 32_000_000
 MIN_SPLIT_ROWS: Final = 10_000
 LARGE_ROWS: Final = 10_000
 MERGED_ROWS: Final = 1_000_000
+MOST_ELEMENTS: Final = 1_000
+_GUESSED_ROW_BYTES: Final = 100
 
 
 class Range(NamedTuple):
@@ -29,29 +33,74 @@ class Range(NamedTuple):
     stop: int
 
 
-def cut(sources: Iterable[Source], *, workers: int, row_bytes: int) -> Iterator[Split]:
+How = Literal["rescore", "keep"]
+
+
+class Changed(NamedTuple):
+    """What to do about planned files, and keys, that changed.
+
+    `how` is what the user says: score again, or keep what is done. `keys` are the keys that changed answers, in words.
+    `left` are the rows that are not done, by source number; `generation` is newer than all there are.
+    """
+
+    how: How | None = None
+    keys: tuple[str, ...] = ()
+    left: Mapping[int, Sequence[Range]] = {}
+    generation: int = 1
+
+    @property
+    def everything(self) -> bool:
+        """Whether all that is done is to be scored again."""
+        return bool(self.keys) and self.how == "rescore"
+
+
+NO_CHANGE: Final = Changed()
+
+
+def cut(
+    sources: Iterable[Source], *, workers: int, row_bytes: int, marks: Mapping[int, Sequence[Mark]]
+) -> Iterator[Split]:
     """Cut sources into splits: at least SPLITS_PER_WORKER a worker where there are rows enough to be worth it.
 
     `row_bytes` is what an average row weighs. A split is the unit of parallelism and nothing else, so it may be coarse:
-    it is never cut smaller than about two full requests.
+    it is never cut smaller than about two full requests. `marks`, by source number, are where a source made of lines
+    may be entered: its splits begin there. A source whose rows are not known is one split.
     """
     found = list(sources)
-    total = sum(source.rows for source in found)
+    total = sum(source.rows or 0 for source in found)
     worth = max(1, min(MIN_SPLIT_ROWS, MIN_SPLIT_BYTES // max(1, row_bytes)))
     rows = max(worth, total // (SPLITS_PER_WORKER * workers))
     for source in found:
-        count = -(-source.rows // rows)
-        for index in range(count):
-            yield Split(source.number, source.rows * index // count, source.rows * (index + 1) // count)
+        if source.rows is None:
+            yield Split(source.number, 0, None)
+        else:
+            yield from _cut(source, source.rows, -(-source.rows // rows), marks.get(source.number, ()))
 
 
-def counting(receipts: Iterable[Receipt], versions: Mapping[int, str]) -> list[Receipt]:
+def _cut(source: Source, rows: int, count: int, marks: Sequence[Mark]) -> Iterator[Split]:
+    borders = [(rows * index // count, 0) for index in range(count)]
+    if marks:
+        places = [bisect_right(marks, row, key=lambda mark: mark.row) - 1 for row, _ in borders]
+        borders = [(marks[place].row, marks[place].offset) for place in dict.fromkeys(places)]
+    for (start, offset), (stop, _) in pairwise([*borders, (rows, 0)]):
+        yield Split(source.number, start, stop, offset)
+
+
+def counting(receipts: Iterable[Receipt], versions: Mapping[int, str], redo: Iterable[Redo] = ()) -> list[Receipt]:
     """Return the receipts that count: of the current version, newest generation first, none overlapping another.
 
     The order is total, so every reader takes the same ones, whatever attempts ran at once. `versions` is by source
-    number; a receipt of a source that is not in it does not count.
+    number; a receipt of a source that is not in it does not count, nor one that `redo` has outdated.
     """
-    current = (one for one in receipts if versions.get(one.source) == one.version)
+    outdating: dict[int, list[Redo]] = {}
+    for order in redo:
+        outdating.setdefault(order.source, []).append(order)
+    current = (
+        one
+        for one in receipts
+        if versions.get(one.source) == one.version
+        and not any(_outdates(order, one) for order in outdating.get(one.source, ()))
+    )
     taken: dict[int, list[Receipt]] = {}
     for receipt in sorted(current, key=lambda one: (one.source, -one.generation, one.start, one.stop, one.attempt)):
         others = taken.setdefault(receipt.source, [])  # sorted by start, no two of them overlap
@@ -59,6 +108,12 @@ def counting(receipts: Iterable[Receipt], versions: Mapping[int, str]) -> list[R
         if all(_apart(receipt, other) for other in others[max(0, place - 1) : place + 1]):
             others.insert(place, receipt)
     return [receipt for others in taken.values() for receipt in others]
+
+
+def _outdates(order: Redo, receipt: Receipt) -> bool:
+    touched = receipt.start < order.stop and order.start < receipt.stop
+    whole = order.stop == NO_END and order.start == 0  # an empty receipt touches nothing, and may tell of an end
+    return receipt.generation < order.generation and (touched or whole)
 
 
 def _apart(one: Receipt, other: Receipt) -> bool:
@@ -75,16 +130,58 @@ def subtract(whole: Range, done: Iterable[Range]) -> list[Range]:
     return left
 
 
-def remaining(sources: Mapping[int, Source], splits: Iterable[Split], counted: Iterable[Receipt]) -> list[Work]:
+def remaining(
+    sources: Mapping[int, Source], splits: Iterable[Split], counted: Iterable[Receipt], redo: Iterable[Redo] = ()
+) -> list[Work]:
     """Return the work that is left: each split minus the receipts that count."""
     done: dict[int, list[Range]] = {}
+    ends: dict[int, int] = {}
     for receipt in counted:
         done.setdefault(receipt.source, []).append(Range(receipt.start, receipt.stop))
+        if receipt.end:
+            ends[receipt.source] = receipt.stop
+    generations: dict[int, int] = {}
+    for order in redo:
+        generations[order.source] = max(order.generation, generations.get(order.source, 0))
     return [
-        Work(sources[split.source], *piece)
+        Work(sources[split.source], *piece, generations.get(split.source, 0), (split.start, split.offset))
         for split in splits
-        for piece in subtract(Range(split.start, split.stop), done.get(split.source, ()))
+        for piece in subtract(
+            Range(split.start, ends.get(split.source, NO_END) if split.stop is None else split.stop),
+            done.get(split.source, ()),
+        )
     ]
+
+
+class Tally(NamedTuple):
+    """The rows of an output: planned, scored, dead, and how many sources were not yet read to their end.
+
+    Of those only the rows that are done are counted among the planned ones.
+    """
+
+    planned: int
+    scored: int
+    dead: int
+    unread: int
+
+    @property
+    def left(self) -> int:
+        """Planned rows that are not done."""
+        return self.planned - self.scored - self.dead
+
+
+def tally(sources: Iterable[Source], counted: Sequence[Receipt]) -> Tally:
+    """Count the rows of an output by its plan and the receipts that count."""
+    ends = {receipt.source: receipt.stop for receipt in counted if receipt.end}
+    done: dict[int, int] = {}
+    for receipt in counted:
+        done[receipt.source] = done.get(receipt.source, 0) + receipt.scored + receipt.dead
+    planned = unread = 0
+    for source in sources:
+        rows = ends.get(source.number) if source.rows is None else source.rows
+        planned += done.get(source.number, 0) if rows is None else rows
+        unread += rows is None
+    return Tally(planned, sum(one.scored for one in counted), sum(one.dead for one in counted), unread)
 
 
 def merged(work: Iterable[Work]) -> list[Work]:
@@ -101,6 +198,28 @@ def merged(work: Iterable[Work]) -> list[Work]:
         else:
             joined.append(one)
     return joined
+
+
+def grouped(work: Sequence[Work]) -> list[tuple[Work, ...]]:
+    """Put neighbours together, so that there are about MOST_ELEMENTS groups at the most: engines want few elements."""
+    if len(work) <= MOST_ELEMENTS:
+        return [(one,) for one in work]
+    least = sum(map(weight, work)) / MOST_ELEMENTS
+    groups: list[tuple[Work, ...]] = []
+    group: list[Work] = []
+    size = 0
+    for one in work:
+        group.append(one)
+        size += weight(one)
+        if size >= least:
+            groups.append(tuple(group))
+            group, size = [], 0
+    return [*groups, tuple(group)] if group else groups
+
+
+def weight(work: Work) -> int:
+    """Return the rows of a piece of work, guessed from the file's size where they are not known; at least one."""
+    return max(1, work.stop - work.start if work.stop < NO_END else work.source.size // _GUESSED_ROW_BYTES)
 
 
 def _joins(one: Work, following: Work) -> bool:

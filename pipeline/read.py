@@ -1,101 +1,91 @@
-"""Parquet rows, streamed: by row group and row range, only the columns that are needed."""
+"""Rows of any input format, streamed by row range: cut to the range, cast to their types, with folder columns."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow.fs import FileSystem, FileType
+from msgspec import structs
+from pyarrow.fs import FileType
 
+from pipeline import read_arrow, read_csv, read_files, read_jsonl, read_manifest, read_parquet
+from pipeline.cast import cast
+from pipeline.columns import TYPELESS
+from pipeline.encode import RowEncoder
 from pipeline.errors import JobError, StorageFailed
+from pipeline.globs import folders
+from pipeline.pieces import Broken, Format, Mark, Piece
+from pipeline.read_files import PATH, URI
 from pipeline.storage import open_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
-    from schemas.plan import Source
+    from pipeline.pieces import Wanted
+    from pipeline.storage import Store
+    from schemas.job import Input
+    from schemas.plan import Source, Work
 
-BATCH_ROWS: Final = 10_000
-BATCH_BYTES: Final = 4_000_000
-_READ_BUFFER: Final = 1 << 20
-
-
-class Footer(NamedTuple):
-    """What a Parquet file says of itself."""
-
-    schema: pa.Schema
-    rows: int
-    data_bytes: int
+FORMATS: Final[Mapping[str, Format]] = {
+    "parquet": read_parquet,
+    "csv": read_csv,
+    "jsonl": read_jsonl,
+    "arrow": read_arrow,
+    "files": read_files,
+    "manifest": read_manifest,
+}
 
 
 class Batch(NamedTuple):
-    """Source rows `[first, first + data.num_rows)`; `unreadable` maps a position to why it does not fit its type."""
+    """Source rows `[first, first + data.num_rows)`, the wanted columns in their types.
+
+    `broken` is by position. Where rows are files, `uris` says which; `paths`, from which their identities are derived,
+    is there if they are sources of their own.
+    """
 
     first: int
     data: pa.RecordBatch
-    unreadable: Mapping[int, str]
+    broken: Mapping[int, Broken]
+    uris: pa.Array[Any] | None = None
+    paths: pa.Array[Any] | None = None
 
 
-def footer(uri: str) -> Footer:
-    """Read a file's schema and counts. Raises JobError when it is not a whole Parquet file."""
-    fs, path = open_source(uri)
-    try:
-        with pq.ParquetFile(path, filesystem=fs) as file:
-            groups = [file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups)]
-            return Footer(file.schema_arrow, file.metadata.num_rows, sum(groups))
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise JobError(
-            f"input.path: {uri} is not a readable Parquet file: {reason}; replace it or leave it out"
-        ) from None
+def schema_of(source: Source, given: Input, types: Mapping[str, pa.DataType]) -> pa.Schema:
+    """Return the schema of a planned source; `types` are those of its columns where files have none themselves.
 
-
-def schema_of(source: Source) -> pa.Schema:
-    """Return the schema of a planned source. Raises StorageFailed when it is no longer the file that was planned."""
+    Raises StorageFailed when it is no longer the file that was planned.
+    """
+    if given.format in TYPELESS:
+        return pa.schema(list(types.items()))
     with _reading(source.uri):
-        fs, path = _as_planned(source)
-        return pq.read_schema(path, filesystem=fs)
-
-
-def types_of(columns: Mapping[str, str]) -> dict[str, pa.DataType]:
-    """Return the declared Arrow types. Raises JobError for a name that Arrow does not have."""
-    types: dict[str, pa.DataType] = {}
-    for name, text in columns.items():
-        try:
-            types[name] = pa.type_for_alias(text)  # type: ignore[call-overload]
-        except (ValueError, KeyError):
-            raise JobError(
-                f"input.columns.{name}: {text!r} is not a type; allowed: string, int64, double, float, bool, date32, "
-                "timestamp[us], binary and the other Arrow names"
-            ) from None
-    return types
+        as_planned(source)
+        return FORMATS[given.format].look(source.uri, given, {}).schema
 
 
 class Reader:
     """Reads ranges of rows, one after the other; a range that follows the last one costs no second look.
 
-    Parquet cannot be entered in the middle of a row group: what comes before a range in its group is decoded and
-    thrown away. A worker reads its splits in order, so the file stays open behind the last range for the next one.
-    Not thread-safe.
+    What lies between a place where a file can be entered and a range in it is decoded and thrown away. A worker reads
+    its splits in order, so the file stays open behind the last range for the next one. Not thread-safe.
     """
 
-    def __init__(self, columns: Sequence[str], types: Mapping[str, pa.DataType]) -> None:
-        self._columns = list(columns)
-        self._types = types
+    def __init__(self, wanted: Wanted, store: Store) -> None:
+        self._wanted = wanted
+        self._store = store
         self._open: _OpenSource | None = None
 
-    def read(self, source: Source, start: int, stop: int) -> Iterator[Batch]:
-        """Yield rows `[start, stop)` in order, in batches of at most BATCH_ROWS rows or about BATCH_BYTES.
+    def read(self, work: Work, start: int, stop: int) -> Iterator[Batch]:
+        """Yield rows `[start, stop)` of a piece of work in order, in batches of about 10,000 rows or 4 MB at the most.
 
-        Memory is bounded by a batch and the read buffer, however large a row group is. Raises StorageFailed, naming the
-        file, when it vanished, was cut, or is no longer the file that was planned.
+        Raises StorageFailed, naming the file, when it vanished, was cut, or is no longer the file that was planned;
+        what was read before that is yielded.
         """
-        with _reading(source.uri):
-            file = self._file(source, start)
-            while max(start, file.position) < stop and (batch := file.take(start, stop)) is not None:
-                yield _cast(file.position - batch.num_rows, batch, self._types)
+        with _reading(work.source.uri):
+            file = self._file(work, start)
+            while file.position < stop and (piece := file.take(start, stop)) is not None:
+                yield _finished(piece, work.source, self._wanted)
 
     def close(self) -> None:
         """Close the file that is open, if one is."""
@@ -103,85 +93,98 @@ class Reader:
             self._open.close()
             self._open = None
 
-    def _file(self, source: Source, start: int) -> _OpenSource:
-        if self._open is None or self._open.source != source or self._open.position > start:
+    def _file(self, work: Work, start: int) -> _OpenSource:
+        if self._open is None or self._open.source != work.source or self._open.position > start:
             self.close()
-            self._open = _OpenSource(source, start, self._columns)
+            self._open = _OpenSource(work, start, self._wanted, self._store)
         return self._open
 
 
 class _OpenSource:
-    """A Parquet file open at `position`, the number of the next row."""
+    """A source open at `position`: the rows before it are gone by."""
 
-    def __init__(self, source: Source, start: int, columns: list[str]) -> None:
-        self.source = source
-        fs, path = _as_planned(source)
-        self._file = pq.ParquetFile(path, filesystem=fs, pre_buffer=False, buffer_size=_READ_BUFFER)
-        self.position, groups, size = _groups(self._file.metadata, start)
-        rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
-        self._batches = self._file.iter_batches(rows, row_groups=groups, columns=columns, use_threads=False)
-        self._rest: pa.RecordBatch | None = None
+    def __init__(self, work: Work, start: int, wanted: Wanted, store: Store) -> None:
+        self.source = source = work.source
+        as_planned(source)
+        if source.listing:
+            source = structs.replace(source, uri=f"{store.uri}/{source.uri}")
+        self._pieces = FORMATS[wanted.input.format].pieces(source, wanted, start, Mark(*work.mark))
+        self._rest: Piece | None = None
+        self.position = start  # what lies before it may not come at all
 
-    def take(self, start: int, stop: int) -> pa.RecordBatch | None:
+    def take(self, start: int, stop: int) -> Piece | None:
         """Return the next rows at or behind `start` and before `stop`, as many as come at once; None at the end."""
-        while (batch := self._rest or next(self._batches, None)) is not None:
-            low, high = max(start - self.position, 0), min(stop - self.position, batch.num_rows)
-            self._rest = batch.slice(high) if high < batch.num_rows else None
-            self.position += min(high, batch.num_rows)
+        while (piece := self._rest or next(self._pieces, None)) is not None:
+            end = piece.first + piece.data.num_rows
+            low, high = max(start, piece.first), min(stop, end)
+            self._rest = _slice(piece, max(high, piece.first), end) if high < end else None
+            self.position = max(self.position, min(high, end))
             if low < high:
-                return batch.slice(low, high - low)
+                return _slice(piece, low, high)
+            if self._rest:
+                return None
         return None
 
     def close(self) -> None:
-        self._file.close()
+        if isinstance(self._pieces, Generator):
+            self._pieces.close()
 
 
-def _as_planned(source: Source) -> tuple[FileSystem, str]:
-    """Return the file system and path of a source that is still the file that was planned."""
+def as_planned(source: Source) -> None:
+    """See that a source is still the file that was planned. Raises StorageFailed, which says what happened to it."""
+    if source.listing:
+        return
     fs, path = open_source(source.uri)
     info = fs.get_file_info(path)
     if f"{info.size}-{info.mtime_ns}" != source.version:
         what = "is gone since" if info.type == FileType.NotFound else "changed after"
         raise StorageFailed(f"{source.uri} {what} it was planned; put it back, or run again to see how")
-    return fs, path
 
 
-def _groups(metadata: pq.FileMetaData, start: int) -> tuple[int, list[int], int]:
-    """Return (first row of the group that `start` is in, that group and all behind it, bytes of a row)."""
-    groups: list[int] = []
-    row = first = size = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        if row + group.num_rows > start:
-            first = first if groups else row
-            groups.append(index)
-            size = max(size, group.total_byte_size // max(1, group.num_rows))
-        row += group.num_rows
-    return first if groups else row, groups, size
+def _slice(piece: Piece, low: int, high: int) -> Piece:
+    """Return source rows `[low, high)` of a piece."""
+    start, stop = low - piece.first, high - piece.first
+    if (start, stop) == (0, piece.data.num_rows):
+        return piece
+    broken = {position - start: why for position, why in piece.broken.items() if start <= position < stop}
+    return Piece(low, piece.data.slice(start, stop - start), broken)
 
 
-def _cast(first: int, batch: pa.RecordBatch, types: Mapping[str, pa.DataType]) -> Batch:
-    unreadable: dict[int, str] = {}
-    for index, name in enumerate(batch.schema.names):
-        if name in types and batch.schema.field(index).type != types[name]:
-            column = _cast_column(name, batch.column(index), types[name], unreadable)
-            batch = batch.set_column(index, pa.field(name, types[name]), column)
-    return Batch(first, batch, unreadable)
+def _finished(piece: Piece, source: Source, wanted: Wanted) -> Batch:
+    """Give a piece the wanted columns, in their types and their order."""
+    data, broken = piece.data, dict(piece.broken)
+    uris, paths = (data.column(name) if name in data.schema.names else None for name in (URI, PATH))
+    columns: dict[str, pa.Array[Any]] = {}
+    for name in wanted.columns:
+        if name in data.schema.names:
+            column = data.column(name)
+        else:
+            column = _folder_column(name, source.uri if uris is None else uris, data.num_rows)
+        kind = wanted.types.get(name, column.type)
+        if column.type != kind:
+            column, faults = cast(name, column, kind)
+            for position, message in faults.items():
+                broken.setdefault(position, Broken("unreadable", message, _stored(data, position)))
+        columns[name] = column
+    finished = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    return Batch(piece.first, finished, broken, uris, paths)
 
 
-def _cast_column(name: str, column: pa.Array[Any], kind: pa.DataType, unreadable: dict[int, str]) -> pa.Array[Any]:
+def _folder_column(name: str, uris: str | pa.Array[Any], rows: int) -> pa.Array[Any]:
+    """Return what the folders of each row's file say of a column."""
+    if isinstance(uris, str):
+        return pa.repeat(pa.scalar(folders(uris).get(name), pa.string()), rows)
+    return pa.array([folders(uri or "").get(name) for uri in uris.to_pylist()], pa.string())
+
+
+def _stored(data: pa.RecordBatch, position: int) -> bytes:
+    """Return a row as JSON as it is stored, before any cast."""
+    names = [name for name in data.schema.names if name not in {URI, PATH}]
     try:
-        return column.cast(kind)
-    except pa.ArrowException:
-        pass
-    values = []
-    for position, value in enumerate(column):  # the slow way, only for a batch with a value that does not fit
-        try:
-            values.append(value.cast(kind))
-        except pa.ArrowException:
-            unreadable[position] = f"{name} is {value.as_py()!r}, which is no {kind}"
-            values.append(pa.scalar(None, kind))
-    return pa.array(values, kind)
+        encoder = RowEncoder(data.schema, names, rename={})
+    except JobError:  # a type without a JSON form, which the cast would have given one
+        return b"null"
+    return encoder.encode(data.slice(position, 1)).lines.rstrip(b"\n")
 
 
 @contextmanager

@@ -13,11 +13,22 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from pipeline import __version__
-from pipeline.errors import BulkscoreError, Held, Incomplete, JobError, StorageFailed
+from pipeline.changes import changed, own
+from pipeline.columns import fixed
+from pipeline.errors import BulkscoreError, Held, Incomplete, StorageFailed
 from pipeline.gather import draft
-from pipeline.jobprint import changed_answers, fingerprint, resolved
-from pipeline.ledger import STOP, SUCCESS, Planned, counted, decoded, read_plans, read_stop, write_plan, write_stop
-from pipeline.plan import merged, remaining
+from pipeline.jobprint import fingerprint, resolved
+from pipeline.ledger import (
+    STOP,
+    SUCCESS,
+    Planned,
+    Receipts,
+    read_plans,
+    read_stop,
+    write_plan,
+    write_stop,
+)
+from pipeline.plan import Changed, merged, weight
 from pipeline.progress import Progress
 from pipeline.session import session
 from pipeline.storage import Store, is_draft, storing
@@ -25,12 +36,13 @@ from pipeline.storage import Store, is_draft, storing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from pipeline.ledger import NewPlan
+    from pipeline.plan import How, Tally
     from schemas.job import Job
-    from schemas.plan import Plan, Work
+    from schemas.plan import Work
     from schemas.receipt import Receipt
 
 LOCK_SECONDS: Final = 10.0
-_resolved: Final = msgspec.json.Decoder(dict[str, Any])
 _CLEARED: Final = ("receipts", "results", "errors", "plan")
 """Receipts first: a crash in between must leave none whose objects are gone."""
 
@@ -38,7 +50,10 @@ Watch = Callable[[Progress, int], AbstractContextManager[None]]
 
 
 class Summary(NamedTuple):
-    """What a run did, and what the whole output is now. Counts are rows unless they say otherwise."""
+    """What a run did, and what the whole output is now. Counts are rows; `unread` are files not read to their end.
+
+    Of those files only the rows that are done are among the planned ones.
+    """
 
     run: str
     job: str
@@ -47,6 +62,7 @@ class Summary(NamedTuple):
     scored: int
     dead: int
     left: int
+    unread: int
     scored_by_this_run: int
     requests: int
     retries: int
@@ -60,71 +76,120 @@ def new_run() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
-def run(job: Job, name: str, *, watch: Watch, restart: bool = False, arguments: Sequence[str] = ()) -> Summary:
+def run(
+    job: Job,
+    name: str,
+    *,
+    watch: Watch,
+    restart: bool = False,
+    how: How | None = None,
+    arguments: Sequence[str] = (),
+) -> Summary:
     """Do what is not yet done of a job and judge its output.
 
-    `watch(progress, rows)` is entered while rows are scored; `arguments` go to the Beam runner. Raises BulkscoreError
-    for what keeps a run from starting; what ends it later is in the summary.
+    `watch(progress, rows)` is entered while rows are scored; `how` says what to do about planned files and keys that
+    changed; `arguments` go to the Beam runner. Raises BulkscoreError for what keeps a run from starting; what ends it
+    later is in the summary.
     """
     store = Store(job.output.path)
-    _own(store)
+    own(store)
     with lock(store):
+        receipts = Receipts(store)
         planned = Planned(()) if restart else read_plans(store)
-        if not restart:
-            _unchanged(store, job)
-        plan = draft(job, planned, name)
+        change = Changed() if restart else changed(store, job, planned, receipts, how)
+        plan = draft(job, store, planned, name, change)
         if restart:  # only now: a job that cannot be planned must not cost what is there
             _clear(store)
-        return _converge(job, store, name, planned, plan, watch, arguments)
+        return _Run(job, name, store, planned, receipts, watch, arguments).converge(plan)
 
 
-def _converge(
-    job: Job, store: Store, name: str, planned: Planned, plan: Plan | None, watch: Watch, arguments: Sequence[str]
-) -> Summary:
-    started = time.monotonic()
-    store.write("job.json", _json({**resolved(job), "fingerprint": fingerprint(job), "bulkscore": __version__}))
-    if plan:
-        store.delete(SUCCESS)
-        write_plan(store, plan, planned.count)
-        planned.add(plan)
-    before = counted(store, planned.versions)
-    problem = _score(job, store, name, planned, watch, arguments)
-    after = counted(store, planned.versions)
-    _remove_strays(store, after)
-    summary = _summary(job, store, name, planned, before, after, problem, time.monotonic() - started)
-    if summary.exit_code == 0:
-        store.delete(STOP)
-        store.write(SUCCESS, b"")
-    else:
-        store.delete(SUCCESS)
-    store.write(f"runs/{name}.json", _json(summary._asdict()))
-    return summary
+class _Run(NamedTuple):
+    """A run that holds its output."""
 
+    job: Job
+    name: str
+    store: Store
+    planned: Planned
+    receipts: Receipts
+    watch: Watch
+    arguments: Sequence[str]
 
-def _score(
-    job: Job, store: Store, name: str, planned: Planned, watch: Watch, arguments: Sequence[str]
-) -> BulkscoreError | None:
-    """Run pipelines until nothing is left; return what ended it before that."""
-    stopping = session(name).stopping
-    left: list[Work] | None = None
-    while not stopping:
-        todo = remaining(planned.sources, planned.splits, counted(store, planned.versions))
-        if not todo:
-            return None
-        if todo == left:
-            return StorageFailed("a worker was lost before it committed anything; the same command resumes")
-        left = todo
-        store.delete(SUCCESS)
-        store.delete(STOP)
-        try:
-            with watch(session(name).progress, sum(work.stop - work.start for work in todo)):
-                _pipeline(job, name, merged(todo) if job.runner.name == "local" else todo, arguments)
-        except StorageFailed as error:
-            return error
-        stopped = read_stop(store, name)
-        if stopped:
-            stopping.stop(stopped)
-    return stopping.reason
+    def converge(self, plan: NewPlan | None) -> Summary:
+        """Write down what is new, score what is left, and judge the whole output."""
+        started = time.monotonic()
+        if not self.store.exists("job.json"):
+            self._sign()  # first, so that the folder is ours; else last, so that a new job has its plan
+        if plan:
+            self.store.delete(SUCCESS)
+            write_plan(self.store, plan, self.planned.count)
+            self.planned.add(plan.plan)
+        self._sign()
+        before = {receipt.name for receipt in self._counting()}
+        problem = self._score()
+        after = self._counting()
+        _remove_strays(self.store, after, self.planned)
+        summary = self._summary(before, after, problem, time.monotonic() - started)
+        if summary.exit_code == 0:
+            self.store.delete(STOP)
+            self.store.write(SUCCESS, b"")
+        else:
+            self.store.delete(SUCCESS)
+        self.store.write(f"runs/{self.name}.json", _json(summary._asdict()))
+        return summary
+
+    def _sign(self) -> None:
+        signed = {**resolved(self.job), "fingerprint": fingerprint(self.job), "bulkscore": __version__}
+        self.store.write("job.json", _json(signed))
+
+    def _counting(self) -> list[Receipt]:
+        return self.planned.counting(self.receipts.valid())
+
+    def _score(self) -> BulkscoreError | None:
+        """Run pipelines until nothing is left; return what ended it before that."""
+        stopping = session(self.name).stopping
+        job = fixed(self.job, self.planned.columns)
+        left: list[Work] | None = None
+        while not stopping:
+            todo = self.planned.remaining(self._counting())
+            if not todo:
+                return None
+            if todo == left:
+                return StorageFailed("a worker was lost before it committed anything; the same command resumes")
+            left = todo
+            self.store.delete(SUCCESS)
+            self.store.delete(STOP)
+            try:
+                with self.watch(session(self.name).progress, sum(map(weight, todo))):
+                    _pipeline(job, self.name, merged(todo) if job.runner.name == "local" else todo, self.arguments)
+            except StorageFailed as error:
+                return error
+            stopped = read_stop(self.store, self.name)
+            if stopped:
+                stopping.stop(stopped)
+        return stopping.reason
+
+    def _summary(
+        self, before: set[str], after: Sequence[Receipt], problem: BulkscoreError | None, seconds: float
+    ) -> Summary:
+        fresh = [receipt for receipt in after if receipt.name not in before]
+        tally = self.planned.tally(after)
+        problem = problem or _verdict(self.job, self.store, tally)
+        return Summary(
+            run=self.name,
+            job=self.job.name,
+            output=self.store.uri,
+            planned=tally.planned,
+            scored=tally.scored,
+            dead=tally.dead,
+            left=tally.left,
+            unread=tally.unread,
+            scored_by_this_run=sum(one.scored for one in fresh),
+            requests=sum(one.requests for one in fresh),
+            retries=session(self.name).progress.read()["retries"],
+            seconds=round(seconds, 3),
+            exit_code=problem.exit_code if problem else 0,
+            message=str(problem) if problem else "",
+        )
 
 
 def _pipeline(job: Job, name: str, todo: Iterable[Work], arguments: Sequence[str]) -> None:
@@ -133,64 +198,17 @@ def _pipeline(job: Job, name: str, todo: Iterable[Work], arguments: Sequence[str
     run_pipeline(job, name, todo, arguments)
 
 
-def _summary(
-    job: Job,
-    store: Store,
-    name: str,
-    planned: Planned,
-    before: Sequence[Receipt],
-    after: Sequence[Receipt],
-    problem: BulkscoreError | None,
-    seconds: float,
-) -> Summary:
-    known = {receipt.name for receipt in before}
-    fresh = [receipt for receipt in after if receipt.name not in known]
-    scored, dead = sum(one.scored for one in after), sum(one.dead for one in after)
-    left = planned.rows - scored - dead
-    problem = problem or _verdict(job, store, planned.rows, dead, left)
-    return Summary(
-        run=name,
-        job=job.name,
-        output=store.uri,
-        planned=planned.rows,
-        scored=scored,
-        dead=dead,
-        left=left,
-        scored_by_this_run=sum(one.scored for one in fresh),
-        requests=sum(one.requests for one in fresh),
-        retries=session(name).progress.read()["retries"],
-        seconds=round(seconds, 3),
-        exit_code=problem.exit_code if problem else 0,
-        message=str(problem) if problem else "",
-    )
-
-
-def _verdict(job: Job, store: Store, planned: int, dead: int, left: int) -> BulkscoreError | None:
-    if left:
-        return StorageFailed(f"{left} of {planned} rows are not scored yet; the same command resumes")
-    if not job.errors.allow.permits(dead, planned):
+def _verdict(job: Job, store: Store, tally: Tally) -> BulkscoreError | None:
+    if tally.unread:
+        return StorageFailed(f"{tally.unread} files are not read to their end yet; the same command resumes")
+    if tally.left:
+        return StorageFailed(f"{tally.left} of {tally.planned} rows are not scored yet; the same command resumes")
+    if not job.errors.allow.permits(tally.dead, tally.planned):
         return Incomplete(
-            f"{dead} of {planned} rows are dead letters, more than errors.allow ({job.errors.allow}); "
+            f"{tally.dead} of {tally.planned} rows are dead letters, more than errors.allow ({job.errors.allow}); "
             f"see why in {store.uri}/errors"
         )
     return None
-
-
-def _own(store: Store) -> None:
-    """Refuse a folder that somebody else fills."""
-    if not store.exists("job.json") and not store.is_empty():
-        raise JobError(f"output.path: {store.uri} is not empty and has no job.json, so it is not ours; give a new path")
-
-
-def _unchanged(store: Store, job: Job) -> None:
-    """Refuse a job whose answers would differ from those that are there."""
-    if store.exists("job.json"):
-        changes = changed_answers(decoded(store, "job.json", _resolved), job)
-        if changes:
-            raise JobError(
-                f"{store.uri} was made by a job that answers differently: {'; '.join(changes)}; "
-                "take a new output.path, or --restart to score everything again"
-            )
 
 
 def _clear(store: Store) -> None:
@@ -201,14 +219,18 @@ def _clear(store: Store) -> None:
         store.delete_folder(folder)
 
 
-def _remove_strays(store: Store, receipts: Iterable[Receipt]) -> None:
-    """Remove objects that no counting receipt names, receipts that do not count, and the drafts of a crash."""
+def _remove_strays(store: Store, receipts: Iterable[Receipt], planned: Planned) -> None:
+    """Remove objects that no counting receipt names, receipts that do not count, old listings, and a crash's drafts."""
     named = {f"receipts/{receipt.name}.json" for receipt in receipts}
+    named |= {source.uri for source in planned.sources.values() if source.listing}
     named |= {one.name for receipt in receipts for one in (receipt.results, receipt.errors) if one}
     for folder in ("results", "errors", "receipts"):
         for name in store.names(folder):
             if f"{folder}/{name}" not in named:
                 store.delete(f"{folder}/{name}")
+    for name in store.names("plan"):
+        if name.endswith(".parquet") and f"plan/{name}" not in named:
+            store.delete(f"plan/{name}")
     for folder in (".", "plan", "runs"):
         for name in filter(is_draft, store.names(folder)):
             store.delete(f"{folder}/{name}")

@@ -12,21 +12,23 @@ from datetime import UTC, datetime
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
+from pipeline.arrowtypes import types_of
 from pipeline.auth import open_auth
 from pipeline.caller import Caller
-from pipeline.columns import columns_of, encoder_of
+from pipeline.columns import columns_of, encoder_of, wanted_of
 from pipeline.converse import Adapter, Outcome, Scored, Setting
 from pipeline.errors import BulkscoreError, JobError, StorageFailed
-from pipeline.ids import row_namer
-from pipeline.ledger import counted, read_stop, write_stop
+from pipeline.ids import file_names, row_namer
+from pipeline.ledger import Receipts, read_stop, write_stop
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS, Block, Chunk, Limits, pack
-from pipeline.plan import Range, subtract
-from pipeline.read import Reader, schema_of, types_of
+from pipeline.plan import Range, counting, subtract
+from pipeline.read import Reader, schema_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
 from pipeline.transport import Transport
 from pipeline.write import RangeWriter
+from schemas.plan import NO_END
 from schemas.secret import Unresolved
 
 if TYPE_CHECKING:
@@ -52,7 +54,8 @@ class Scorer:
         self.stopping = stopping
         self.progress = progress
         self.store = Store(job.output.path)
-        self._types = types_of(job.input.columns)
+        self._receipts = Receipts(self.store)
+        self._prediction = types_of(job.output.prediction, "output.prediction")
         self._adapter: Adapter = ModelArts(job.service.options)
         self._caller = _caller(job, self._adapter, stopping, progress)
         self._lock = threading.Lock()
@@ -70,8 +73,10 @@ class Scorer:
         """
         receipts: list[Receipt] = []
         try:
-            done = counted(self.store, {work.source.number: work.source.version}, work.source.number)
-            for hole in subtract(Range(work.start, work.stop), (Range(one.start, one.stop) for one in done)):
+            mine = (one for one in self._receipts.of(work) if one.generation >= work.generation)
+            done = counting(mine, {work.source.number: work.source.version})
+            stop = min([work.stop, *(one.stop for one in done if one.end)])
+            for hole in subtract(Range(work.start, stop), (Range(one.start, one.stop) for one in done)):
                 receipts += self._score_range(work, hole)
         except BulkscoreError as error:
             self._stop(error)
@@ -106,18 +111,30 @@ class Scorer:
     def _score_range(self, work: Work, hole: Range) -> list[Receipt]:
         columns = self._columns_of(work.source)
         writer = RangeWriter(
-            self.store, work, hole, columns.kept, run=self.run, clock=time.monotonic, now=lambda: datetime.now(UTC)
+            self.store,
+            work,
+            hole,
+            columns.kept,
+            run=self.run,
+            clock=time.monotonic,
+            now=lambda: datetime.now(UTC),
+            form=self.job.output.format,
+            prediction=self._prediction,
         )
         course = _Course(self, writer)
+        failed: list[BulkscoreError] = []
         try:
             with self._turns.take((work.source.number, hole.start)):
                 self._look()
-                for chunk in pack(self._blocks(work, hole, columns), self._limits(), self._adapter.frame):
+                blocks = _readable(self._blocks(work, hole, columns), failed)
+                for chunk in pack(blocks, self._limits(), self._adapter.frame):
                     self._look_again()
                     if self.stopping:
                         break
                     course.start(chunk)
-            course.finish()
+            course.finish(end=hole.stop == NO_END and not self.stopping and not failed)
+            if failed:
+                self._stop(failed[0])
         except BulkscoreError as error:
             self._stop(error)
         except Exception:
@@ -130,7 +147,9 @@ class Scorer:
     def _columns_of(self, source: Source) -> Columns:
         """Return the columns, which planning saw to be the same in all sources."""
         with self._lock:
-            self._columns = self._columns or columns_of(self.job, schema_of(source), source.uri)
+            if self._columns is None:
+                types = types_of(self.job.input.columns)
+                self._columns = columns_of(self.job, schema_of(source, self.job.input, types))
             return self._columns
 
     def _limits(self) -> Limits:
@@ -140,11 +159,18 @@ class Scorer:
     def _blocks(self, work: Work, hole: Range, columns: Columns) -> Iterator[Block]:
         encoder = encoder_of(self.job, columns)
         names = row_namer(self.job.name, work.source.path)
-        self._reader = self._reader or Reader(columns.needed, self._types)
-        for first, batch, unreadable in self._reader.read(work.source, hole.start, hole.stop):
-            encoded = encoder.encode(batch)
-            encoded = encoded._replace(refused={**encoded.refused, **unreadable})
-            yield Block(first, encoded, names(first, first + batch.num_rows), batch.select(columns.keep))
+        self._reader = self._reader or Reader(wanted_of(self.job, columns), self.store)
+        for first, data, broken, uris, paths in self._reader.read(work, hole.start, hole.stop):
+            uuids = names(first, first + data.num_rows) if paths is None else file_names(self.job.name, paths)
+            yield Block(first, encoder.encode(data), uuids, data.select(columns.keep), broken, uris)
+
+
+def _readable(blocks: Iterator[Block], failed: list[BulkscoreError]) -> Iterator[Block]:
+    """Yield what can be read: what comes before a failure is scored and committed like any other."""
+    try:
+        yield from blocks
+    except BulkscoreError as error:
+        failed.append(error)
 
 
 class _Turns:
@@ -191,11 +217,11 @@ class _Course:
         while self._pending and self._pending[0][1].done():
             self._settle()
 
-    def finish(self) -> None:
-        """Wait for all that is under way, write it, and close the range."""
+    def finish(self, *, end: bool) -> None:
+        """Wait for all that is under way, write it, and close the range; `end` says that its source ends there."""
         while self._pending:
             self._settle()
-        self._note(self._writer.close())
+        self._note(self._writer.close(end=end))
 
     def abandon(self) -> None:
         """Give up what is still under way, after a failure; its rows stay undone, and others get its places."""
@@ -230,6 +256,7 @@ class _Course:
     def _note(self, receipt: Receipt | None) -> None:
         if receipt:
             self.receipts.append(receipt)
+            self._scorer._receipts.add(receipt)  # noqa: SLF001
             self._scorer.progress.add(receipts=1)
 
 

@@ -15,7 +15,7 @@ import tempfile
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, NamedTuple, Self
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
 
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
@@ -27,7 +27,11 @@ from schemas.receipt import StoredObject
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+COMPRESSED: Final = (".gz", ".zst", ".bz2", ".lz4")
+"""Suffixes of files that are unpacked while they are read."""
+
 _PART: Final = ".part-"
+_READ_BUFFER: Final = 1 << 20
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: `D:/x` is a path
 
 
@@ -216,6 +220,42 @@ def _open(location: str) -> tuple[FileSystem, str]:
 def open_source(uri: str) -> tuple[FileSystem, str]:
     """Return the file system of a source and the path on it."""
     return _open(uri)
+
+
+def open_stream(uri: str) -> pa.NativeFile:
+    """Open a file from its beginning, decompressed by its suffix (.gz, .zst, .bz2, .lz4); the caller closes it."""
+    fs, path = _open(uri)
+    return fs.open_input_stream(path, compression="detect", buffer_size=_READ_BUFFER)
+
+
+def open_seekable(uri: str) -> pa.NativeFile | IO[bytes]:
+    """Open a file for reading anywhere in it; a compressed one is unpacked into a temporary file first."""
+    fs, path = _open(uri)
+    if not is_compressed(uri):
+        return fs.open_input_file(path)
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    with open_stream(uri) as stream:
+        shutil.copyfileobj(stream, spool, _READ_BUFFER)
+    spool.seek(0)
+    return spool
+
+
+def packed_share(uri: str) -> float:
+    """Return what share of its unpacked bytes a file takes, judged by its beginning; 1 for one that is plain."""
+    if not is_compressed(uri):
+        return 1.0
+    fs, path = _open(uri)
+    with fs.open_input_file(path) as raw:
+        stream = pa.CompressedInputStream(raw, cast("Any", pa.Codec.detect(path).name))
+        try:
+            return len(stream.read(_READ_BUFFER)) and raw.tell() / stream.tell()
+        except OSError:  # it is not what its name says, as reading it will show
+            return 1.0
+
+
+def is_compressed(uri: str) -> bool:
+    """Whether a file is unpacked before it is read."""
+    return uri.endswith(COMPRESSED)
 
 
 def _uri(fs: FileSystem, path: str, location: str) -> str:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from itertools import groupby
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import JobError
-from pipeline.ids import row_namer
-from pipeline.ledger import SUCCESS, Planned, counted, decoded, objects, read_plans, read_receipts
-from pipeline.plan import remaining
-from pipeline.storage import Store, storing
+from pipeline.identity import rows_of
+from pipeline.ledger import SUCCESS, Planned, Receipts, decoded, objects, read_plans
+from pipeline.recount import recount
+from schemas.plan import NO_END
 from schemas.values import Allowance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from pipeline.encode import Int64s
-    from schemas.plan import Source
-    from schemas.receipt import Receipt, StoredObject
+    from pipeline.storage import Store
+    from schemas.receipt import Receipt
 
-_PIECE: Final = 1 << 20
-_FEW: Final = 5
+_FOLDERS: Final = ("results", "errors")
 
 
 class Verdict(NamedTuple):
@@ -36,14 +31,6 @@ class Verdict(NamedTuple):
     scored: int
     dead: int
     breaches: tuple[str, ...]
-
-
-class _Identity(msgspec.Struct):
-    """What a dead letter says of who it is."""
-
-    source: str
-    source_row: int
-    row_uuid: str
 
 
 class _Errors(msgspec.Struct):
@@ -57,26 +44,34 @@ class _Job(msgspec.Struct):
     errors: _Errors
 
 
-_identity: Final = msgspec.json.Decoder(_Identity)
 _job: Final = msgspec.json.Decoder(_Job)
 
 
 def verify(store: Store) -> Verdict:
-    """Recount and rehash an output. Memory is bounded by one object's row numbers. Raises JobError when it is none."""
+    """Recount and rehash an output. Raises JobError when it is none.
+
+    Memory is bounded by the receipts, and by the rows of one of them, of which two bytes each are kept.
+    """
     if not store.exists("job.json"):
         raise JobError(
             f"{store.uri} has no job.json, so it is no output of bulkscore; name a job file or its output.path"
         )
     job = decoded(store, "job.json", _job)
     planned = read_plans(store)
-    receipts = counted(store, planned.versions)
-    breaches = [*_hollow(store, receipts), *_missing(planned, receipts), *_strays(store, receipts)]
-    for receipt in receipts:
-        breaches += _receipt(store, job.name, planned.sources[receipt.source], receipt)
-    scored, dead = sum(one.scored for one in receipts), sum(one.dead for one in receipts)
+    receipts = Receipts(store).all()  # before the objects are listed, since they are written first
+    there = [f"{folder}/{name}" for folder in _FOLDERS for name in store.names(folder)]
+    counting = planned.counting(one for one in receipts if objects(one).issubset(there))
+    breaches = [
+        *_hollow(receipts, counting, there),
+        *_missing(planned, counting),
+        *_strays(counting, there),
+        *_behind(planned, counting),
+        *_recounted(store, job.name, planned, counting),
+    ]
+    rows = planned.tally(counting)
     if store.exists(SUCCESS):
-        breaches += _unearned(breaches, Allowance.read(job.errors.allow), dead, planned.rows)
-    return Verdict(store.uri, planned.rows, scored, dead, tuple(breaches))
+        breaches += _unearned(breaches, Allowance.read(job.errors.allow), rows.dead, rows.planned)
+    return Verdict(store.uri, rows.planned, rows.scored, rows.dead, tuple(breaches))
 
 
 def _unearned(breaches: list[str], allow: Allowance, dead: int, planned: int) -> list[str]:
@@ -88,90 +83,44 @@ def _unearned(breaches: list[str], allow: Allowance, dead: int, planned: int) ->
     return []
 
 
-def _hollow(store: Store, counting: list[Receipt]) -> Iterator[str]:
-    names = {receipt.name for receipt in counting}
-    for receipt in read_receipts(store):
+def _hollow(receipts: Iterable[Receipt], counting: Iterable[Receipt], there: Iterable[str]) -> Iterator[str]:
+    names, found = {receipt.name for receipt in counting}, set(there)
+    for receipt in receipts:
         if receipt.name not in names:
-            gone = [name for name in sorted(objects(receipt)) if not store.exists(name)]
-            yield from (f"receipt without object: {name}" for name in gone)
+            yield from (f"receipt without object: {name}" for name in sorted(objects(receipt) - found))
 
 
-def _missing(planned: Planned, receipts: list[Receipt]) -> Iterator[str]:
+def _missing(planned: Planned, counting: list[Receipt]) -> Iterator[str]:
     if not planned.count:
         yield "nothing is planned yet: the run ended before it began"
-    for work in remaining(planned.sources, planned.splits, receipts):
-        yield f"missing: rows {work.start} to {work.stop - 1} of {work.source.uri}"
+    for work in planned.remaining(counting):
+        rows = f"{work.start} to {work.stop - 1}" if work.stop < NO_END else f"from {work.start} on"
+        yield f"missing: rows {rows} of {work.source.uri}"
 
 
-def _strays(store: Store, receipts: list[Receipt]) -> Iterator[str]:
-    named = {one.name for receipt in receipts for one in (receipt.results, receipt.errors) if one}
-    for folder in ("results", "errors"):
-        for name in store.names(folder):
-            if f"{folder}/{name}" not in named:
-                yield f"object without receipt: {folder}/{name}; the next run removes it"
+def _strays(counting: Iterable[Receipt], there: Iterable[str]) -> Iterator[str]:
+    named = {name for receipt in counting for name in objects(receipt)}
+    for name in there:
+        if name not in named:
+            yield f"object without receipt: {name}; the next run removes it"
 
 
-def _receipt(store: Store, job: str, source: Source, receipt: Receipt) -> Iterator[str]:
-    """Check one receipt against its objects: there, unchanged, and with its rows, each once, under their own ids."""
-    objects = [one for one in (receipt.results, receipt.errors) if one]
-    broken = [breach for one in objects for breach in _changed(store, one)]
-    yield from broken
-    if broken:
-        return
-    rows: list[Int64s] = []
-    for numbers, uuids in _rows(store, receipt):
-        rows.append(numbers)
-        yield from _foreign(job, source, receipt, numbers, uuids)
-    found = np.concatenate(rows) if rows else np.empty(0, np.int64)
-    counts = np.bincount(found[(found >= receipt.start) & (found < receipt.stop)] - receipt.start)
-    counts = np.pad(counts, (0, receipt.stop - receipt.start - len(counts)))
-    for what, wrong in (("missing", counts == 0), ("doubled", counts > 1)):
-        if wrong.any():
-            rows_of = _some(np.flatnonzero(wrong) + receipt.start)
-            yield f"{what}: {int(wrong.sum())} rows, such as {rows_of}, of {receipt.name}"
-    if receipt.scored + receipt.dead != len(found):
-        yield f"wrong count: {receipt.name} says {receipt.scored} + {receipt.dead} rows, its objects have {len(found)}"
+def _behind(planned: Planned, counting: list[Receipt]) -> Iterator[str]:
+    """Name receipts with rows that their source does not have: planning knew its rows, or the first end is its end."""
+    ends: dict[int, int] = {}
+    for receipt in counting:
+        if receipt.end:
+            ends[receipt.source] = min(receipt.stop, ends.get(receipt.source, NO_END))
+    for receipt in counting:
+        source = planned.sources[receipt.source]
+        rows = ends.get(source.number, NO_END) if source.rows is None else source.rows
+        if receipt.stop > rows:
+            yield f"foreign: {receipt.name} goes on behind the end of {source.uri}, which has {rows} rows"
 
 
-def _changed(store: Store, stored: StoredObject) -> Iterator[str]:
-    if not store.exists(stored.name):
-        yield f"receipt without object: {stored.name}"
-        return
-    digest, size = hashlib.sha256(), 0
-    with storing("read", f"{store.uri}/{stored.name}"), store.open(stored.name) as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
-    if (size, digest.hexdigest()) != (stored.size, stored.sha256):
-        yield f"wrong hash: {stored.name} is not what was written"
-
-
-def _rows(store: Store, receipt: Receipt) -> Iterator[tuple[Int64s, pa.Array[Any]]]:
-    """Yield (row numbers, row_uuids) of a receipt's objects, in pieces."""
-    if receipt.results:
-        with store.open(receipt.results.name) as file, pq.ParquetFile(file) as table:
-            for batch in table.iter_batches(columns=["source_row", "row_uuid"]):
-                yield batch.column("source_row").fill_null(-1).to_numpy(), batch.column("row_uuid")
-    if receipt.errors:
-        letters = [_identity.decode(line) for line in store.read(receipt.errors.name).splitlines()]
-        yield np.array([one.source_row for one in letters], np.int64), pa.array([one.row_uuid for one in letters])
-
-
-def _foreign(job: str, source: Source, receipt: Receipt, rows: Int64s, uuids: pa.Array[Any]) -> Iterator[str]:
-    """Rows that are not of the receipt's range, or not under the id that their place gives them."""
-    inside = (rows >= receipt.start) & (rows < receipt.stop)
-    if not inside.all():
-        yield f"foreign: {int((~inside).sum())} rows, such as {_some(rows[~inside])}, in {receipt.name}"
-    if not len(rows):
-        return
-    low, high = int(rows.min()), int(rows.max()) + 1
-    if high - low > receipt.stop - receipt.start:
-        return
-    own = row_namer(job, source.path)(low, high).take(rows - low)
-    if own.to_pylist() != uuids.to_pylist():
-        wrong = np.flatnonzero([mine != theirs for mine, theirs in zip(own, uuids, strict=True)])
-        yield f"foreign: {len(wrong)} row_uuids, such as that of row {_some(rows[wrong])}, in {receipt.name}"
-
-
-def _some(rows: Int64s) -> str:
-    return ", ".join(map(str, rows[:_FEW].tolist()))
+def _recounted(store: Store, job: str, planned: Planned, counting: list[Receipt]) -> Iterator[str]:
+    in_order = sorted(counting, key=lambda receipt: (receipt.source, receipt.start))
+    for number, of_source in groupby(in_order, key=lambda receipt: receipt.source):
+        with rows_of(store, job, planned.sources[number]) as between:
+            for receipt in of_source:
+                yield from recount(store, receipt, between(receipt.start, receipt.stop))

@@ -139,6 +139,13 @@ def _number_or(pattern: str, kind: str = "number") -> WithJsonSchema:
 Text = Annotated[str, BeforeValidator(values.text), WithJsonSchema(_TEXT)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(values.texts), WithJsonSchema(_LIST)]
 MaybeTexts = Annotated[tuple[str, ...], BeforeValidator(_maybe_texts), WithJsonSchema(_LIST)]
+Character = Annotated[
+    str, BeforeValidator(values.character), WithJsonSchema({"type": "string", "pattern": r"^[^\r\n]$"})
+]
+MaybeCharacter = Annotated[
+    str, BeforeValidator(values.maybe_character), WithJsonSchema({"type": "string", "pattern": r"^[^\r\n]?$"})
+]
+Encoding = Annotated[str, BeforeValidator(values.encoding), WithJsonSchema(_TEXT)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(values.one_or_more), _ONE_OR_MORE]
 Urls = Annotated[tuple[str, ...], BeforeValidator(_urls), _ONE_OR_MORE]
 Params = Annotated[

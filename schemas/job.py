@@ -20,12 +20,15 @@ from pydantic import Field
 from schemas.fields import (
     Allowed,
     AuthUrl,
+    Character,
     Count,
     Duration,
+    Encoding,
     Flag,
     Headers,
     Hidden,
     Mark,
+    MaybeCharacter,
     MaybeTexts,
     Params,
     Part,
@@ -60,16 +63,30 @@ OUR_COLUMNS: Final = (
 )
 
 
+InputFormat = Literal["parquet", "csv", "jsonl", "arrow", "files", "manifest"]
+
+
+class Csv(Part):
+    """How CSV files are written."""
+
+    delimiter: Annotated[Character, marked("answers", "One character between fields.")] = ","
+    header: Annotated[Flag, marked("answers", "Whether the first line has names; else columns are f0, f1, ...")] = True
+    quote: Annotated[MaybeCharacter, marked("answers", 'One character around fields; "": there is none.')] = '"'
+    encoding: Annotated[Encoding, marked("answers", "A Python codec's name: utf-8, cp1252, ...")] = "utf-8"
+    null_values: Annotated[MaybeTexts, marked("answers", "Texts that are null, as an empty unquoted field is.")] = ()
+
+
 class Input(Part):
     """The rows to score."""
 
     path: Annotated[Paths, marked("place", "One path or a list: local, file://, s3://, ...; with *, ? and **.")]
-    format: Annotated[Literal["parquet"] | None, marked("answers", "Form of the files; default: from the suffix.")] = (
-        None
+    format: Annotated[InputFormat, marked("answers", "Form of the files; default: from the suffix.")] = Field(
+        default_factory=lambda: "parquet"  # what older outputs mean, and never in the schema: a loaded job has its own
     )
     columns: Annotated[dict[str, Text], marked("answers", "Arrow types of columns: read as, or cast to.")] = Field(
         default_factory=dict
     )
+    csv: Annotated[Csv, Field(description="How CSV files are written.")] = Csv()
     send: Annotated[Texts | None, marked("answers", "Columns put in the request; default: all that are not kept.")] = (
         None
     )
@@ -152,7 +169,10 @@ class Output(Part):
     """Where results, dead letters and receipts go."""
 
     path: Annotated[Text, marked("place", "Directory or URL prefix.")]
-    format: Annotated[Literal["parquet"], marked("answers", "Form of the results.")] = "parquet"
+    format: Annotated[Literal["parquet", "jsonl", "csv"], marked("answers", "Form of the results.")] = "parquet"
+    prediction: Annotated[
+        dict[str, Text], marked("answers", "Fields of the answer -> Arrow types; default: the answer as JSON text.")
+    ] = Field(default_factory=dict)
 
 
 class Retry(Part):

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
 
+NO_END: Final = 10**12
+"""Behind the last row of any source: object names have twelve digits for a row."""
 
-class Source(Struct, frozen=True):
+
+class Source(Struct, frozen=True, omit_defaults=True, gc=False):
     """One input file as it was when it was planned.
 
     `number` names it in receipts and objects; `uri` is absolute (local files as `file://`); `path` is the part below
     the input's fixed prefix, from which row identities are derived, so that moving the input keeps them; `version`
-    tells whether the file is still the same one.
+    tells whether the file is still the same one; `rows` is None where only reading it to its end can tell. `accepted`
+    is a later version of a file that is done, which its owner let pass as it is.
+
+    A `listing` is no input file but the plan's own list of them, whose rows are files: `uri` is its name in the output.
     """
 
     number: int
@@ -18,30 +26,54 @@ class Source(Struct, frozen=True):
     path: str
     size: int
     version: str
-    rows: int
+    rows: int | None
+    accepted: str = ""
+    listing: bool = False
 
 
-class Split(Struct, frozen=True):
-    """Rows `[start, stop)` of one source: the unit of parallelism, never of what a crash costs."""
+class Split(Struct, frozen=True, omit_defaults=True, gc=False):
+    """Rows `[start, stop)` of one source: the unit of parallelism, never of what a crash costs.
+
+    `stop` is None for a source whose rows are not known; row `start` begins at byte `offset` of files made of lines.
+    """
 
     source: int
     start: int
-    stop: int
+    stop: int | None
+    offset: int = 0
 
 
-class Plan(Struct, frozen=True):
-    """What one run found new: its sources, the columns they have in common, and their splits."""
+class Redo(Struct, frozen=True, omit_defaults=True):
+    """Rows `[start, stop)` of a source must be scored again: no receipt of an earlier generation counts for them."""
+
+    source: int
+    generation: int
+    start: int = 0
+    stop: int = NO_END
+
+
+class Plan(Struct, frozen=True, omit_defaults=True):
+    """What one run found new: its sources, the columns they have in common, and their splits.
+
+    A source with the number of an earlier one takes its place, splits and all.
+    """
 
     run: str
     columns: dict[str, str]
     sources: tuple[Source, ...]
     splits: tuple[Split, ...]
+    redo: tuple[Redo, ...] = ()
 
 
 class Work(Struct, frozen=True):
-    """One element of the pipeline: rows `[start, stop)` of `source` that no receipt covered when the run began."""
+    """One element of the pipeline: rows `[start, stop)` of `source` that no receipt covered when the run began.
+
+    `stop` is NO_END where the source's rows are not known. `mark` is a row at or before `start`, and the byte where it
+    begins in files made of lines.
+    """
 
     source: Source
     start: int
     stop: int
     generation: int = 0
+    mark: tuple[int, int] = (0, 0)

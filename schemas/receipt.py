@@ -16,8 +16,9 @@ class StoredObject(Struct, frozen=True):
 class Receipt(Struct, frozen=True, omit_defaults=True):
     """Rows `[start, stop)` of one source are done: `scored` results and `dead` dead letters, in the named objects.
 
-    `end` marks the last rows of a source; `version` is the source's version that was read; `seconds` is the time from
-    the first request to the writing of the receipt.
+    `end` marks the last rows of a source, so that `stop` is how many it has; a source that turned out to end behind
+    rows that were already done, or to be empty, ends with a receipt of no rows. `version` is the source's version that
+    was read; `seconds` is the time from the first request to the writing of the receipt.
     """
 
     source: int

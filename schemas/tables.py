@@ -8,12 +8,12 @@ import pyarrow as pa
 from msgspec import Raw, Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 Kind = Literal["rejected", "too_large", "unreadable", "mismatch", "timeout", "exhausted"]
 """Why a row has no answer."""
 
-RESULT_FIELDS: Final = (
+RESULT_FIELDS: Final[tuple[pa.Field[Any], ...]] = (
     pa.field("prediction", pa.string()),
     pa.field("source", pa.string()),
     pa.field("source_row", pa.int64()),
@@ -26,9 +26,16 @@ RESULT_FIELDS: Final = (
 )
 
 
-def result_schema(kept: Iterable[pa.Field[Any]]) -> pa.Schema:
-    """Columns of every result object: the kept ones first, as typed in the input, then ours."""
-    return pa.schema([*kept, *RESULT_FIELDS])
+def result_schema(kept: Iterable[pa.Field[Any]], prediction: Mapping[str, pa.DataType] = {}) -> pa.Schema:
+    """Columns of every result object: the kept ones first, as typed in the input, then ours.
+
+    `prediction` is JSON text, or a struct of the declared fields where there are some.
+    """
+    schema = pa.schema([*kept, *RESULT_FIELDS])
+    if not prediction:
+        return schema
+    answer = pa.field("prediction", pa.struct(list(prediction.items())))
+    return schema.set(schema.get_field_index("prediction"), answer)
 
 
 class Attempt(Struct, frozen=True, omit_defaults=True):

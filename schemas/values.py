@@ -6,6 +6,7 @@ raises `InvalidValueError` with what was found and what is allowed. The key's pa
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -22,6 +23,21 @@ DURATION_PATTERN: Final = r"^(\d{1,12}(?:\.\d{1,9})?) ?(ms|s|m|h|)$"
 RATE_PATTERN: Final = r"^(\d{1,12}(?:\.\d{1,9})?) ?/ ?(s|min|h)$"
 PERCENT_PATTERN: Final = r"^(\d{1,3}(?:\.\d{1,9})?) ?%$"
 
+COMPRESSED: Final = (".gz", ".zst", ".bz2", ".lz4")
+"""What may follow the suffix of an input file's form."""
+
+_SUFFIXES: Final = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".arrow": "arrow",
+    ".arrows": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".manifest": "manifest",
+}
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _SHOWN: Final = 80
 
@@ -64,6 +80,36 @@ def texts(value: object) -> tuple[str, ...]:
 def one_or_more(value: object) -> tuple[str, ...]:
     """Read one text, or a list of them."""
     return texts(value if isinstance(value, list | tuple) else [value])
+
+
+def character(value: object) -> str:
+    """Read one character, which does not end a line."""
+    if not isinstance(value, str) or len(value) != 1 or value in "\r\n":
+        raise InvalidValueError(
+            f'{shown(value)} is not allowed; allowed: one character, such as "," or "\\t", in double quotes'
+        )
+    return value
+
+
+def maybe_character(value: object) -> str:
+    """Read one character, which does not end a line, or `""` for none."""
+    return "" if value == "" else character(value)
+
+
+def encoding(value: object) -> str:
+    """Read the name of a text encoding, as Python knows it; all its names are one."""
+    try:
+        "".encode(text(value))
+    except (LookupError, UnicodeError):
+        allowed = "a text encoding's name, such as utf-8, utf-16, cp1252, latin-1, gb18030"
+        raise InvalidValueError(f"{shown(value)} is not an encoding; allowed: {allowed}") from None
+    return codecs.lookup(text(value)).name
+
+
+def form_of(path: str) -> str | None:
+    """Tell the form of an input file, or of what a pattern matches, by its suffix; None where it does not tell."""
+    name = path.removesuffix(next(filter(path.endswith, COMPRESSED), "")).lower()
+    return next((form for suffix, form in _SUFFIXES.items() if name.endswith(suffix)), None)
 
 
 def flag(value: object) -> bool:

@@ -74,7 +74,7 @@ def test_a_missing_file(ready, service, command):
 
 
 @pytest.mark.parametrize("command", ["check", "plan", "run"])
-@pytest.mark.parametrize("pattern", ["in/*.csv", "nowhere/**/*.parquet", "in/?.parque"])
+@pytest.mark.parametrize("pattern", ["in/*.csv", "nowhere/**/*.parquet", "in/?.pq"])
 def test_an_empty_glob(ready, service, command, pattern):
     """A pattern that matches nothing is a mistake, not an empty job."""
     told = refused(jobs.job_file(ready, service, input__path=pattern), command=command)
@@ -391,7 +391,7 @@ def test_a_job_file_that_is_not_there(tmp_path):
 
 def test_all_problems_are_told_at_once(ready, service):
     """A line each, so that one look mends them all."""
-    path = jobs.job_file(ready, service, input__path=["in/x.parquet", "in/*.csv"])
+    path = jobs.job_file(ready, service, input__path=["in/x.parquet", "in/*.pq"])
     done = jobs.call("check", path, env={"DEMO_PASSWORD": None})
     assert done.code == 2
     assert len(done.err.splitlines()) == 3

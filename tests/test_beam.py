@@ -52,7 +52,7 @@ def plain(folder, url, **keys):
 
 def work_of(job):
     """Plan a job; return what is to be done."""
-    plan = draft(job, Planned([]), "plan")
+    plan = draft(job, Store(job.output.path), Planned([]), "plan").plan
     return remaining({source.number: source for source in plan.sources}, plan.splits, [])
 
 

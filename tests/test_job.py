@@ -71,7 +71,11 @@ RATE = "allowed: a number per s, min or h, such as 100/s"
 SHARE = "allowed: a count, or a percentage of all rows such as 1%"
 SECRET = "a secret is named by reference: ${env:NAME} or ${file:path}"
 PROJECT = "give one of them, or export OS_PROJECT_NAME or OS_PROJECT_ID"
-INPUT_KEYS = "path, format, columns, send, rename, keep, nan"
+INPUT_KEYS = "path, format, columns, csv, send, rename, keep, nan"
+CSV_KEYS = "delimiter, header, quote, encoding, null_values"
+FORMATS = "parquet, csv, jsonl, arrow, files, manifest"
+CHARACTER = r'allowed: one character, such as "," or "\t", in double quotes'
+ENCODING = "allowed: a text encoding's name, such as utf-8, utf-16, cp1252, latin-1, gb18030"
 ONE_LINE = "has more than one line or control characters; allowed: one line of text"
 OURS = "prediction, source, source_row, row_uuid, request_uuid, request_row, attempts, latency_ms, scored_at"
 SERVICE_KEYS = "url, protocol, options, version, auth, headers, tls, limits"
@@ -91,7 +95,20 @@ WRONG_VALUES = [
     ("input.path", "[]", "the list is empty; name at least one, or leave the key out"),
     ("input.path", "5", "5 is not text; put it in quotes"),
     ("input.path", "[s3://b/x, s3://b/x]", "'s3://b/x' is in the list twice"),
-    ("input.format", "parket", "'parket' is not allowed; did you mean 'parquet'? allowed: parquet"),
+    ("input.format", "parket", f"'parket' is not allowed; did you mean 'parquet'? allowed: {FORMATS}"),
+    ("input.csv", "';'", f"';' is not a mapping; allowed: keys {CSV_KEYS}"),
+    ("input.csv.sep", "';'", f"unknown key; allowed: {CSV_KEYS}"),
+    ("input.csv.delimiter", "';;'", f"';;' is not allowed; {CHARACTER}"),
+    ("input.csv.delimiter", "''", f"'' is not allowed; {CHARACTER}"),
+    ("input.csv.delimiter", r"'\t'", rf"'\\t' is not allowed; {CHARACTER}"),
+    ("input.csv.delimiter", r'"\n"', rf"'\n' is not allowed; {CHARACTER}"),
+    ("input.csv.delimiter", "1", f"1 is not allowed; {CHARACTER}"),
+    ("input.csv.quote", "'--'", f"'--' is not allowed; {CHARACTER}"),
+    ("input.csv.header", "no", "'no' is not allowed; allowed: true, false"),
+    ("input.csv.encoding", "utf-9", f"'utf-9' is not an encoding; {ENCODING}"),
+    ("input.csv.encoding", "base64", f"'base64' is not an encoding; {ENCODING}"),
+    ("input.csv.encoding", "8859", "8859 is not text; put it in quotes"),
+    ("input.csv.null_values", "NA", "'NA' is not a list; allowed: a list of text, such as [a, b]"),
     ("input.columns", "[a]", "['a'] is not a mapping; allowed: key: value"),
     ("input.send", "[]", "the list is empty; name at least one, or leave the key out"),
     ("input.send", "a", "'a' is not a list; allowed: a list of text, such as [a, b]"),
@@ -134,7 +151,8 @@ WRONG_VALUES = [
     ("service.limits.in_flight", "1.5", f"1.5 is not allowed; {WHOLE}"),
     ("service.limits.rate", "100", f"100 is not a rate; {RATE}"),
     ("service.limits.rate", "0/s", f"'0/s' is not a rate; {RATE}"),
-    ("output.format", "csv", "'csv' is not allowed; allowed: parquet"),
+    ("output.format", "arrow", "'arrow' is not allowed; allowed: parquet, jsonl, csv"),
+    ("output.prediction", "string", "'string' is not a mapping; allowed: key: value"),
     ("retry.attempts", "true", f"true is not allowed; {WHOLE}"),
     ("retry.outage", "long", f"'long' is not a duration; {TIME}"),
     ("errors.allow", "101%", f"'101%' is not allowed; {SHARE}"),
@@ -195,6 +213,23 @@ WRONG_ELSEWHERE = [
     (
         {"output.path": "s3://a:hunter2@b"},
         "output.path: a path may not carry a password; use the storage's own credentials of this machine",
+    ),
+    (
+        {"input.path": "[a.csv, b.jsonl.gz, c.CSV.zst]"},
+        f"input.format: missing; the suffixes tell more than one: csv, jsonl; allowed: {FORMATS}",
+    ),
+    (
+        {"input.path": "[/data/a.csv, '/data/part-*']"},
+        f"input.format: missing; no suffix of '/data/part-*' tells it; allowed: {FORMATS}",
+    ),
+    ({"input.path": "/data/a.gz"}, f"input.format: missing; no suffix of '/data/a.gz' tells it; allowed: {FORMATS}"),
+    (
+        {"input.csv": "{header: true}"},
+        "input.csv.header: only CSV has it, and input.format is parquet; leave it out, or give format: csv",
+    ),
+    (
+        {"input.format": "csv", "input.csv": r"{delimiter: '|', quote: '|'}"},
+        "input.csv.quote: '|' is the delimiter too; allowed: another one",
     ),
     ({"input.path": "${dat}"}, "input.path: ${dat} is not a parameter; allowed: today, yesterday, env:NAME, file:path"),
     (
@@ -323,11 +358,11 @@ def test_parameters_are_put_in_as_written(make):
     job = make(
         BASE + params,
         params={"date": "7"},
-        sets={"input.path": "/${dir}/${date}/${today}", "retry.attempts": "${date}"},
+        sets={"input.path": "/${dir}/${date}/${today}.csv", "retry.attempts": "${date}"},
     )
 
     assert job.params == {"v": "1.10", "dir": "v1.10/2026-11-20", "date": "7"}
-    assert job.input.path == ("/v1.10/2026-11-20/7/2026-11-21",)
+    assert job.input.path == ("/v1.10/2026-11-20/7/2026-11-21.csv",)
     assert job.retry.attempts == 7
 
 
@@ -398,7 +433,14 @@ def test_relative_paths_are_relative_to_the_job_file(make, tmp_path, written, pa
     """A drive letter is a path, not a scheme, and a URL stays as it is."""
     expected = path.replace("HERE", str(tmp_path)).replace("ABOVE", str(tmp_path.parent))
     quoted = json.dumps(written)
-    job = make(sets={"input.path": quoted, "output.path": quoted, "service.tls": f"{{ca: {quoted}}}"})
+    job = make(
+        sets={
+            "input.path": quoted,
+            "input.format": "parquet",
+            "output.path": quoted,
+            "service.tls": f"{{ca: {quoted}}}",
+        }
+    )
 
     assert (job.input.path, job.output.path, job.service.tls.ca) == ((expected,), expected, expected)
 
@@ -406,9 +448,9 @@ def test_relative_paths_are_relative_to_the_job_file(make, tmp_path, written, pa
 def test_references_outside_auth_and_headers_are_looked_up_at_once(make, tmp_path):
     """From the environment and from files beside the job file, without the last line end."""
     (tmp_path / "where").write_text("in/put\n")
-    job = make(sets={"input.path": "${file:where}/${env:DAY}", "name": "${env:DAY}"}, environ={"DAY": "mon"})
+    job = make(sets={"input.path": "${file:where}/${env:DAY}.csv", "name": "${env:DAY}"}, environ={"DAY": "mon"})
 
-    assert (job.input.path, job.name) == ((f"{tmp_path}/in/put/mon",), "mon")
+    assert (job.input.path, job.name) == ((f"{tmp_path}/in/put/mon.csv",), "mon")
 
 
 def test_a_secret_is_nowhere_but_in_the_hand_of_its_reader(make, tmp_path):
@@ -491,7 +533,7 @@ def test_the_fingerprint_follows_answers_and_nothing_else(make):
     old = make()
     same = make(
         sets={
-            "input.path": "b",
+            "input.path": "b.parquet",
             "output.path": "c",
             "runner.name": "flink",
             "runner.workers": "3",
@@ -520,12 +562,83 @@ def test_a_key_that_an_older_version_did_not_know_has_its_default(make):
     assert fingerprint(job) == "1a6a07a9b08267216f520134327d4331600a9c414e4798b9115c157c25fb5060"
 
 
+SUFFIXES = {
+    "parquet": [".parquet", ".pq", ".PARQUET"],
+    "csv": [".csv", ".CSV"],
+    "jsonl": [".jsonl", ".ndjson"],
+    "arrow": [".arrow", ".feather", ".ipc", ".arrows"],
+    "manifest": [".manifest"],
+}
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst", ".bz2", ".lz4"])
+@pytest.mark.parametrize(("form", "suffix"), [(form, one) for form, all_of in SUFFIXES.items() for one in all_of])
+def test_the_suffix_tells_the_form_of_the_input(make, form, suffix, packed):
+    """Of files and of patterns, in a list too; the name of a compression may follow it."""
+    job = make(sets={"input.path": f"[s3://b/x{suffix}{packed}, '/in/*/part-?{suffix}']"})
+
+    assert job.input.format == form
+
+
+def test_what_is_named_is_not_derived(make):
+    """The suffix tells nothing when the form is given: whole files may have any name."""
+    job = make(sets={"input.path": "[a.csv, 'b/*']", "input.format": "files"})
+
+    assert job.input.format == "files"
+
+
+def test_a_derived_form_is_the_same_job_as_a_named_one(make):
+    """Neither the fingerprint nor the comparison tells them apart; an older job.json, which named none, is Parquet."""
+    derived, named = make(), make(sets={"input.format": "parquet"})
+    older = resolved(derived)
+    older["input"]["format"] = None
+
+    assert fingerprint(named) == fingerprint(derived)
+    assert changed_answers(resolved(derived), named) == changed_answers(resolved(named), derived) == []
+    assert changed_answers(older, derived) == []
+    assert changed_answers(older, make(sets={"input.path": "in.csv"})) == [
+        'input.format: was "parquet", is "csv"',
+    ]
+
+
+def test_csv_is_comma_separated_utf_8_with_names_unless_the_job_says_otherwise(make):
+    """The defaults, and every key with a value of its own; an encoding has one name."""
+    plain = make(sets={"input.path": "in.csv"}).input.csv
+    given = r'{delimiter: "\t", header: "${on}", quote: "", encoding: latin1, null_values: [NA, \N]}'
+    job = make(BASE + "params: {on: false}\n", sets={"input.path": "in.csv", "input.csv": given})
+
+    assert plain.model_dump() == {
+        "delimiter": ",",
+        "header": True,
+        "quote": '"',
+        "encoding": "utf-8",
+        "null_values": (),
+    }
+    assert job.input.csv.model_dump() == {
+        "delimiter": "\t",
+        "header": False,
+        "quote": "",
+        "encoding": "iso8859-1",
+        "null_values": ("NA", r"\N"),
+    }
+
+
+def test_results_have_a_form_and_typed_fields(make):
+    """Parquet with JSON text, unless the job says otherwise."""
+    least, typed = make(), make(sets={"output.format": "csv", "output.prediction": "{label: string, score: double}"})
+
+    assert (least.output.format, least.output.prediction) == ("parquet", {})
+    assert (typed.output.format, typed.output.prediction) == ("csv", {"label": "string", "score": "double"})
+
+
 def test_every_key_is_marked(make):
     """Marks are total over the keys of a resolved job, and each of the four is in use."""
     job = make(sets={"service.auth": TOKEN})
 
     def paths(value, prefix=""):
-        held = {"params", "columns", "rename", "headers"} | ({"options"} if prefix == "runner." else set())
+        held = {"params", "columns", "rename", "headers", "prediction"} | (
+            {"options"} if prefix == "runner." else set()
+        )
         for key, one in value.items():
             inner = isinstance(one, dict) and key not in held
             yield from paths(one, f"{prefix}{key}.") if inner else [f"{prefix}{key}"]
@@ -540,8 +653,10 @@ def test_the_marks_are_those_of_the_contract():
     assert {path for path, mark in marks().items() if mark == "answers"} == {
         "name",
         *(f"input.{key}" for key in ("format", "columns", "send", "rename", "keep", "nan")),
+        *(f"input.csv.{key}" for key in ("delimiter", "header", "quote", "encoding", "null_values")),
         *(f"service.{key}" for key in ("protocol", "options.wrapper", "options.meta", "version")),
         "output.format",
+        "output.prediction",
     }
 
 
@@ -563,9 +678,11 @@ def test_the_schema_takes_what_the_loader_takes_and_refuses_unknown_keys():
         BASE + "runner: null\nerrors: {allow: 1%}\nretry: {attempts: '${n}', outage: 30m}\nparams: {n: 5}"
     )
     job["service"] |= {"limits": {"body": "12MB", "rows": None, "rate": "6000/min"}, "auth": yaml.safe_load(TOKEN)}
-    job["input"]["path"] = ["a", "b"]
+    job["input"] |= {"path": ["a", "b"], "format": "csv", "csv": {"delimiter": "\t", "quote": "", "header": None}}
+    job["output"] |= {"format": "jsonl", "prediction": {"score": "double"}}
 
     assert valid(job)
+    assert not valid(job | {"input": {"path": "a", "csv": {"delimiter": ";;"}}})
     assert not valid(job | {"nme": 1})
     assert not valid(job | {"input": {"path": "a", "nan": "drop"}})
     assert not valid(job | {"retry": {"attempts": "many"}})
@@ -608,7 +725,19 @@ def test_a_duration_is_its_number_times_its_unit(number, unit):
 
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
-READERS = [values.size, values.duration, values.count, values.rows, values.text, values.flag, Rate.read, Allowance.read]
+READERS = [
+    values.character,
+    values.maybe_character,
+    values.encoding,
+    values.size,
+    values.duration,
+    values.count,
+    values.rows,
+    values.text,
+    values.flag,
+    Rate.read,
+    Allowance.read,
+]
 
 
 @given(st.sampled_from([*READERS, values.texts, values.one_or_more, values.some_time]), ANYTHING)

@@ -125,7 +125,7 @@ def test_nothing_is_left_of_an_empty_range():
 def test_splits_cover_every_row_once_and_are_enough(sizes, workers, row_bytes):
     """No row twice or never, none empty, in order; at least 20 a worker where all are worth it."""
     splits = list(
-        cut([source(number, rows) for number, rows in enumerate(sizes)], workers=workers, row_bytes=row_bytes)
+        cut([source(number, rows) for number, rows in enumerate(sizes)], workers=workers, row_bytes=row_bytes, marks={})
     )
     for number, rows in enumerate(sizes):
         own = [(split.start, split.stop) for split in splits if split.source == number]
@@ -145,7 +145,7 @@ def test_splits_cover_every_row_once_and_are_enough(sizes, workers, row_bytes):
 )
 def test_a_large_source_is_cut_for_every_worker(rows, workers, row_bytes):
     """One file alone gives each worker its twenty splits, of nearly equal size; a few large rows are enough."""
-    splits = list(cut([source(0, rows)], workers=workers, row_bytes=row_bytes))
+    splits = list(cut([source(0, rows)], workers=workers, row_bytes=row_bytes, marks={}))
     assert len(splits) >= SPLITS_PER_WORKER * workers
     sizes = {split.stop - split.start for split in splits}
     assert max(sizes) - min(sizes) <= 1
@@ -153,7 +153,7 @@ def test_a_large_source_is_cut_for_every_worker(rows, workers, row_bytes):
 
 def test_a_small_source_is_one_split():
     """150 rows are not worth cutting."""
-    assert list(cut([source(3, 150)], workers=8, row_bytes=40)) == [Split(3, 0, 150)]
+    assert list(cut([source(3, 150)], workers=8, row_bytes=40, marks={})) == [Split(3, 0, 150)]
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=2), st.lists(receipts, max_size=8), st.integers(1, 4))
@@ -198,7 +198,7 @@ def test_merged_work_is_the_same_rows_in_the_same_order(pieces):
 def test_the_splits_of_a_million_rows_are_one_piece_of_work_for_one_worker():
     """They are twenty for many."""
     source = Source(0, "u", "p", 1, "v", 1_000_000)
-    splits = list(cut([source], workers=1, row_bytes=32))
+    splits = list(cut([source], workers=1, row_bytes=32, marks={}))
     todo = remaining({0: source}, splits, [])
 
     assert len(todo) == 20

@@ -13,11 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jobs
-from pipeline import read
+from pipeline import read_parquet
+from pipeline.arrowtypes import types_of
 from pipeline.errors import JobError, StorageFailed
-from pipeline.read import Reader, footer, types_of
-from pipeline.storage import find
-from schemas.plan import Source
+from pipeline.pieces import Broken, Wanted
+from pipeline.read import Reader
+from pipeline.read_parquet import look
+from pipeline.storage import Store, find
+from schemas.job import Input
+from schemas.plan import Source, Work
 
 
 def source_of(path):
@@ -26,15 +30,27 @@ def source_of(path):
     return Source(0, one.uri, one.path, one.size, one.version, pq.read_metadata(path).num_rows)
 
 
+def reading(columns, types=None):
+    """Open a reader of Parquet files."""
+    given = Input(path="in/*.parquet", format="parquet")
+    return closing(Reader(Wanted(given, tuple(columns), types or {}), Store("out")))
+
+
 def numbers(path, ranges, *, columns=("n",), types=None):
     """Read ranges with one reader; return all batches as (first, values)."""
-    with closing(Reader(columns, types or {})) as reader:
+    with reading(columns, types) as reader:
         found = source_of(path)
         return [
             (batch.first, batch.data.column(0).to_pylist())
             for start, stop in ranges
-            for batch in reader.read(found, start, stop)
+            for batch in reader.read(Work(found, 0, found.rows), start, stop)
         ]
+
+
+def whole(path):
+    """Return a file as one piece of work."""
+    source = source_of(path)
+    return Work(source, 0, source.rows)
 
 
 def table(rows):
@@ -53,7 +69,7 @@ def test_any_range_is_read_as_it_is_in_the_file(tmp_path_factory, rows, group, b
     path = jobs.put(tmp_path_factory.mktemp("in") / "a.parquet", table(rows), row_group_size=group)
     ranges = [(min(one), min(max(one), rows)) for one in edges]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read, "BATCH_ROWS", batch)
+        patch.setattr(read_parquet, "BATCH_ROWS", batch)
         found = numbers(path, ranges)
     assert [row for first, values in found for row in range(first, first + len(values))] == [
         row for _, values in found for row in values
@@ -65,9 +81,9 @@ def test_any_range_is_read_as_it_is_in_the_file(tmp_path_factory, rows, group, b
 def test_only_the_columns_that_are_needed_are_read(tmp_path):
     """In the order they are asked for, not in the file's."""
     path = jobs.put(tmp_path / "a.parquet", jobs.flowers(3))
-    with closing(Reader(["petal_width", "id"], {})) as reader:
-        [batch] = reader.read(source_of(path), 0, 3)
-    assert set(batch.data.schema.names) == {"petal_width", "id"}
+    with reading(["petal_width", "id"]) as reader:
+        [batch] = reader.read(whole(path), 0, 3)
+    assert batch.data.schema.names == ["petal_width", "id"]
 
 
 def test_a_file_stays_open_for_the_range_that_follows(tmp_path, monkeypatch):
@@ -75,7 +91,12 @@ def test_a_file_stays_open_for_the_range_that_follows(tmp_path, monkeypatch):
     path = jobs.put(tmp_path / "a.parquet", table(30), row_group_size=30)
     opened = []
     parquet_file = pq.ParquetFile
-    monkeypatch.setattr(read.pq, "ParquetFile", lambda *args, **keys: opened.append(1) or parquet_file(*args, **keys))
+
+    def counted(*args, **keys):
+        opened.append(1)
+        return parquet_file(*args, **keys)
+
+    monkeypatch.setattr(read_parquet.pq, "ParquetFile", counted)
     found = numbers(path, [(0, 10), (10, 20), (25, 30)])
     assert ([row for _, values in found for row in values], len(opened)) == ([*range(20), *range(25, 30)], 1)
     numbers(path, [(10, 20), (0, 10)])
@@ -85,32 +106,29 @@ def test_a_file_stays_open_for_the_range_that_follows(tmp_path, monkeypatch):
 def test_declared_types_are_cast(tmp_path):
     """Text becomes numbers where it can, and the position of what cannot is told with the value."""
     path = jobs.put(tmp_path / "a.parquet", pa.table({"n": ["1", "2", "two", None, "4.5"]}))
-    with closing(Reader(["n"], types_of({"n": "int64"}))) as reader:
-        [batch] = reader.read(source_of(path), 0, 5)
+    with reading(["n"], types_of({"n": "int64"})) as reader:
+        [batch] = reader.read(whole(path), 0, 5)
     assert batch.data.column(0).to_pylist() == [1, 2, None, None, None]
     assert batch.data.schema.field("n").type == pa.int64()
-    assert batch.unreadable == {2: "n is 'two', which is no int64", 4: "n is '4.5', which is no int64"}
+    assert batch.broken == {
+        2: Broken("unreadable", "n is 'two', which is no int64", b'{"n":"two"}'),
+        4: Broken("unreadable", "n is '4.5', which is no int64", b'{"n":"4.5"}'),
+    }
 
 
 def test_a_batch_that_fits_is_cast_at_once(tmp_path):
     """Nothing is unreadable where everything fits."""
     path = jobs.put(tmp_path / "a.parquet", pa.table({"n": pa.array([1, 2], pa.int32())}))
-    with closing(Reader(["n"], types_of({"n": "double"}))) as reader:
-        [batch] = reader.read(source_of(path), 0, 2)
-    assert (batch.data.column(0).to_pylist(), batch.unreadable) == ([1.0, 2.0], {})
-
-
-def test_an_unknown_type_names_its_key():
-    """A type that Arrow does not have is the job file's mistake."""
-    with pytest.raises(JobError, match=r"^input\.columns\.n: 'number' is not a type; allowed: string, int64"):
-        types_of({"n": "number"})
+    with reading(["n"], types_of({"n": "double"})) as reader:
+        [batch] = reader.read(whole(path), 0, 2)
+    assert (batch.data.column(0).to_pylist(), batch.broken) == ([1.0, 2.0], {})
 
 
 def test_a_footer_tells_schema_and_rows(tmp_path):
     """Also of a file without rows, or without row groups."""
     path = jobs.put(tmp_path / "a.parquet", table(0))
-    assert (footer(path.as_uri()).rows, footer(path.as_uri()).schema.names) == (0, ["n", "other"])
-    assert footer(jobs.put(path, table(7), row_group_size=2).as_uri()).rows == 7
+    assert (look_at(path.as_uri()).rows, look_at(path.as_uri()).schema.names) == (0, ["n", "other"])
+    assert look_at(jobs.put(path, table(7), row_group_size=2).as_uri()).rows == 7
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" * 3, b"id,x\n1,2\n" * 100])
@@ -119,7 +137,7 @@ def test_what_is_no_parquet_is_named(tmp_path, content):
     path = tmp_path / "a.parquet"
     path.write_bytes(content)
     with pytest.raises(JobError) as caught:
-        footer(path.as_uri())
+        look_at(path.as_uri())
     line = str(caught.value)
     assert line.startswith(f"input.path: {path.as_uri()} is not a readable Parquet file: ")
     assert line.endswith("; replace it or leave it out")
@@ -132,7 +150,12 @@ def test_a_truncated_file_is_named(tmp_path, share):
     path = jobs.put(tmp_path / "a.parquet", table(1000))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(JobError, match="is not a readable Parquet file"):
-        footer(path.as_uri())
+        look_at(path.as_uri())
+
+
+def look_at(uri):
+    """Look at a Parquet file as planning does."""
+    return look(uri, Input(path="in/*.parquet", format="parquet"), {})
 
 
 def replace(path):
@@ -147,9 +170,9 @@ def touch(path):
 def test_a_file_that_is_not_the_planned_one_is_never_read(tmp_path, change):
     """Replaced, touched, gone or cut after planning: the error has its name and is exit 6."""
     path = jobs.put(tmp_path / "a.parquet", table(30))
-    planned = source_of(path)
+    planned = whole(path)
     change(path)
-    with closing(Reader(["n"], {})) as reader, pytest.raises(StorageFailed) as caught:
+    with reading(["n"]) as reader, pytest.raises(StorageFailed) as caught:
         list(reader.read(planned, 0, 30))
     assert path.as_uri() in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -162,10 +185,10 @@ def test_a_page_that_cannot_be_decoded_is_named(tmp_path):
     content[40:200] = b"\xff" * 160
     path.write_bytes(content)
     with (
-        closing(Reader(["n", "other"], {})) as reader,
+        reading(["n", "other"]) as reader,
         pytest.raises(StorageFailed, match=r"^cannot read file://") as caught,
     ):
-        list(reader.read(source_of(path), 0, 3000))
+        list(reader.read(whole(path), 0, 3000))
     assert path.as_uri() in str(caught.value)
 
 

@@ -21,7 +21,7 @@ from pipeline import run as run_module
 from pipeline import write
 from pipeline.errors import Held
 from pipeline.gather import draft
-from pipeline.ledger import Planned, write_plan
+from pipeline.ledger import NewPlan, Planned, write_plan
 from pipeline.plan import remaining
 from pipeline.progress import Progress
 from pipeline.run import lock
@@ -145,9 +145,9 @@ def test_two_attempts_at_the_same_time_count_once(sandbox, tmp_path, monkeypatch
     inputs(tmp_path, files=1, rows=30)
     job, out = jobs.loaded(slow_job(tmp_path, url)), tmp_path / "out"
     store, planned = Store(job.output.path), Planned([])
-    plan = draft(job, planned, "first")
+    plan = draft(job, Store(job.output.path), planned, "first").plan
     planned.add(plan)
-    write_plan(store, plan, 0)
+    write_plan(store, NewPlan(plan), 0)
     store.write("job.json", json.dumps(run_module.resolved(job)).encode())
     [work] = remaining(planned.sources, planned.splits, [])
     scorers = [Scorer(job, "first", stopping=Stopping(), progress=Progress()) for _ in range(2)]
@@ -175,7 +175,7 @@ def test_a_range_that_is_tried_again_does_not_ask_again(sandbox, tmp_path, monke
     monkeypatch.setenv("DEMO_PASSWORD", "demo")
     inputs(tmp_path, files=1, rows=30)
     job = jobs.loaded(jobs.job_file(tmp_path, url))
-    planned = Planned([draft(job, Planned([]), "first")])
+    planned = Planned([draft(job, Store(job.output.path), Planned([]), "first").plan])
     [work] = remaining(planned.sources, planned.splits, [])
     scorer = Scorer(job, "first", stopping=Stopping(), progress=Progress())
     first, second = scorer.score(work), scorer.score(work)
@@ -290,7 +290,7 @@ def test_success_goes_before_a_new_plan_is_there(sandbox, tmp_path, monkeypatch)
     def crash(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "_score", crash)
+    monkeypatch.setattr(run_module._Run, "_score", crash)
     with pytest.raises(KeyboardInterrupt):
         jobs.score(path)
     assert len(jobs.files(out / "plan")) == 2
@@ -324,8 +324,8 @@ def test_a_changed_input_file_is_refused(sandbox, tmp_path, change):
     now = f"{file.stat().st_size}-{file.stat().st_mtime_ns}"
     before = jobs.files(out)
     told = (
-        f"ERROR input.path: {file.as_uri()} changed since it was planned ({version}, now {now}); "
-        "score it into a new output.path, or use --restart to score everything again\n"
+        f"ERROR input.path: {file.as_uri()} ({version}, now {now}) changed since planned; use --changed rescore to "
+        "score changed files again, --changed keep to keep what is done, --restart, or a new output.path\n"
     )
     assert jobs.call("run", path) == (2, "", told)
     assert jobs.call("plan", path).err == told
@@ -373,7 +373,8 @@ def test_a_key_that_changes_answers_is_refused(sandbox, tmp_path, key, value, to
     assert (done.code, done.out) == (2, "")
     assert done.err == (
         f"ERROR {out.as_uri()} was made by a job that answers differently: {told}; "
-        "take a new output.path, or --restart to score everything again\n"
+        "use --changed rescore to score everything again, --changed keep to use the new value for the rest, "
+        "--restart, or a new output.path\n"
     )
     assert [name for name in jobs.files(out) if name != ".lock"] == before
     assert jobs.stats(url)["requests"] == 0

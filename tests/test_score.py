@@ -49,7 +49,7 @@ def plain(folder, url, **keys):
 
 def work_of(job):
     """Plan a job; return what is to be done, in order."""
-    plan = draft(job, Planned([]), "plan")
+    plan = draft(job, Store(job.output.path), Planned([]), "plan").plan
     return remaining({source.number: source for source in plan.sources}, plan.splits, [])
 
 
@@ -189,11 +189,11 @@ def test_a_writer_that_fails_ends_the_run_and_gives_everything_back(tmp_path, mo
     before = getattr(RangeWriter, method)
     calls = []
 
-    def fails(self, *arguments):
+    def fails(self, *arguments, **keys):
         calls.append(arguments)
         if method == "close" or len(calls) == 3:
             raise error
-        return before(self, *arguments)
+        return before(self, *arguments, **keys)
 
     monkeypatch.setattr(RangeWriter, method, fails)
     with recording() as service, scoring(plain(tmp_path, service.url)) as scorer:

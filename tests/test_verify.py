@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,21 +14,22 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs
+from pipeline.forms import FORMS
 from pipeline.sandbox.server import Options, running
 
 POISON = ("iris-00003", "iris-00017")
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    """Make one good output with results and dead letters: 20 rows in 2 ranges."""
+@pytest.fixture(scope="module", params=FORMS)
+def good(tmp_path_factory, request):
+    """Make one good output of each form with results and dead letters: 20 rows in 2 ranges."""
     folder = tmp_path_factory.mktemp("good")
     jobs.put(folder / "in" / "a.parquet", jobs.flowers(20))
     faults = {f"row:id={one}": "MR.0105 always" for one in POISON}
     with pytest.MonkeyPatch.context() as patch, running(Options(port=0, faults=faults)) as url:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setattr("pipeline.plan.MIN_SPLIT_ROWS", 10)
-        path = jobs.job_file(folder, url, input__send=[*jobs.SEND, "id"], errors__allow=2)
+        path = jobs.job_file(folder, url, input__send=[*jobs.SEND, "id"], errors__allow=2, output__format=request.param)
         assert jobs.score(path).exit_code == 0
     return folder / "out"
 
@@ -53,17 +56,38 @@ def reseal(out, folder, content):
 
 
 def rewritten(path, change):
-    """Return a result object's bytes after a change of its table."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(change(pq.read_table(path)), sink)
-    return sink.getvalue().to_pybytes()
+    """Return an object's bytes after a change of its rows, a list of dicts."""
+    if path.suffix == ".parquet":
+        table, sink = pq.read_table(path), pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(change(table.to_pylist()), table.schema), sink)
+        return sink.getvalue().to_pybytes()
+    if path.suffix == ".jsonl":
+        rows = change([json.loads(line) for line in path.read_bytes().splitlines()])
+        return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    text = io.StringIO()
+    rows = change(list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline=""))))
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
-def with_row(table, row, **values):
-    """Return the table with other values in one row."""
-    rows = table.to_pylist()
-    rows[row] |= values
-    return pa.Table.from_pylist(rows, table.schema)
+def respoiled(out, folder, change):
+    """Change the rows of the first range's object, and let its receipt agree; returns the range's name."""
+    return reseal(out, folder, rewritten(first(out, folder), change))
+
+
+def scored(out):
+    """Return what no run may change of every result."""
+    rows = []
+    for path in sorted((out / "results").iterdir()):
+        rewritten(path, lambda found: rows.extend(found) or found)
+    return sorted((int(row["source_row"]), row["row_uuid"], row["prediction"]) for row in rows)
+
+
+def with_row(row, **values):
+    """Return a change of one row's values."""
+    return lambda rows: [{**one, **values} if at == row else one for at, one in enumerate(rows)]
 
 
 def test_a_good_output_is_verified(out):
@@ -91,13 +115,13 @@ def test_a_breach_is_exit_3_with_a_line_each(out):
 
 def test_a_missing_receipt_is_missing_rows_and_objects_without_receipt(out):
     """What no receipt covers is not done, whatever lies there."""
-    name = first(out, "receipts").stem
+    name, letters = first(out, "results").name, first(out, "errors").name
     first(out, "receipts").unlink()
     uri = json.loads((out / "plan" / "000000.json").read_bytes())["sources"][0]["uri"]
     assert jobs.proved(out) == (
         f"missing: rows 0 to 9 of {uri}",
-        f"object without receipt: results/{name}.parquet; the next run removes it",
-        f"object without receipt: errors/{name}.jsonl; the next run removes it",
+        f"object without receipt: results/{name}; the next run removes it",
+        f"object without receipt: errors/{letters}; the next run removes it",
         "_SUCCESS stands without right",
     )
 
@@ -136,7 +160,7 @@ def test_a_cut_object_is_a_wrong_hash(out):
 
 def test_missing_rows_within_an_object_are_named(out):
     """The object is sealed by its receipt, but a row of the range is in neither object."""
-    name = reseal(out, "results", rewritten(first(out, "results"), lambda table: table.slice(2)))
+    name = respoiled(out, "results", lambda rows: rows[2:])
     assert jobs.proved(out)[:2] == (
         f"missing: 2 rows, such as 0, 1, of {name}",
         f"wrong count: {name} says 9 + 1 rows, its objects have 8",
@@ -145,21 +169,16 @@ def test_missing_rows_within_an_object_are_named(out):
 
 def test_doubled_rows_within_an_object_are_named(out):
     """The same row twice is worse than none."""
-
-    def doubled(table):
-        return pa.concat_tables([table, table.slice(4, 1)])
-
-    name = reseal(out, "results", rewritten(first(out, "results"), doubled))
-    row = pq.read_table(first(out, "results"))["source_row"][4].as_py()
+    name = respoiled(out, "results", lambda rows: [*rows, rows[4]])
     assert jobs.proved(out)[:2] == (
-        f"doubled: 1 rows, such as {row}, of {name}",
+        f"doubled: 1 rows, such as 5, of {name}",
         f"wrong count: {name} says 9 + 1 rows, its objects have 11",
     )
 
 
 def test_a_row_that_is_both_result_and_dead_letter_is_doubled(out):
     """Never both: the row of a dead letter comes out once more as a result, in place of another."""
-    name = reseal(out, "results", rewritten(first(out, "results"), lambda table: with_row(table, 0, source_row=3)))
+    name = respoiled(out, "results", with_row(0, source_row=3))
     breaches = jobs.proved(out)
     assert f"missing: 1 rows, such as 0, of {name}" in breaches
     assert f"doubled: 1 rows, such as 3, of {name}" in breaches
@@ -168,34 +187,76 @@ def test_a_row_that_is_both_result_and_dead_letter_is_doubled(out):
 def test_a_row_uuid_of_another_row_is_foreign(out):
     """Two answers that changed places: counts are right, names are not."""
 
-    def swapped(table):
-        uuids = table["row_uuid"].to_pylist()
-        return with_row(with_row(table, 0, row_uuid=uuids[1]), 1, row_uuid=uuids[0])
+    def swapped(rows):
+        uuids = [row["row_uuid"] for row in rows]
+        return with_row(1, row_uuid=uuids[0])(with_row(0, row_uuid=uuids[1])(rows))
 
-    name = reseal(out, "results", rewritten(first(out, "results"), swapped))
+    name = respoiled(out, "results", swapped)
     assert jobs.proved(out)[0] == f"foreign: 2 row_uuids, such as that of row 0, 1, in {name}"
 
 
 def test_a_dead_letter_of_another_row_is_foreign(out):
     """Dead letters are rows too."""
-    letter = json.loads(first(out, "errors").read_text()) | {"row_uuid": "00000000-0000-5000-8000-000000000000"}
-    name = reseal(out, "errors", json.dumps(letter).encode() + b"\n")
+    name = respoiled(out, "errors", with_row(0, row_uuid="00000000-0000-5000-8000-000000000000"))
     assert jobs.proved(out)[0] == f"foreign: 1 row_uuids, such as that of row 3, in {name}"
 
 
 @pytest.mark.parametrize("row", [-1, 15, 10**15])
 def test_a_row_of_another_range_is_foreign(out, row):
     """A receipt answers for its own rows, however far away the foreign one is."""
-    name = reseal(out, "results", rewritten(first(out, "results"), lambda table: with_row(table, 0, source_row=row)))
+    name = respoiled(out, "results", with_row(0, source_row=row))
     breaches = jobs.proved(out)
     assert f"foreign: 1 rows, such as {row}, in {name}" in breaches
     assert f"missing: 1 rows, such as 0, of {name}" in breaches
 
 
+@pytest.mark.parametrize("folder", ["results", "errors"])
+def test_a_row_of_another_source_is_foreign(out, folder):
+    """Its number and row_uuid may be right: it is not the row that was planned, which is therefore missing."""
+    row = 0 if folder == "results" else 3
+    name = respoiled(out, folder, with_row(0, source="file:///elsewhere/b.parquet"))
+    assert jobs.proved(out)[:2] == (
+        f"foreign: 1 rows from elsewhere, such as row {row} of file:///elsewhere/b.parquet, in {name}",
+        f"missing: 1 rows, such as {row}, of {name}",
+    )
+
+
+def test_an_input_that_moved_as_a_whole_is_no_other_source(out):
+    """What lies below the input's folder is what a row's identity is made of, and that is the same."""
+    respoiled(out, "results", lambda rows: [{**row, "source": "s3://bucket/in/a.parquet"} for row in rows])
+    assert jobs.proved(out) == ()
+
+
+@pytest.mark.parametrize("folder", ["results", "errors"])
+def test_an_object_of_another_form_is_unreadable(out, folder):
+    """Sealed by its receipt, but nothing that has rows."""
+    name = first(out, folder).name
+    reseal(out, folder, b"{}{\n")
+    assert jobs.proved(out)[0].startswith(f"unreadable: {folder}/{name}: it cannot be read as {name.split('.')[1]}: ")
+
+
+def test_a_receipt_that_counts_more_rows_than_its_range_has_is_named(out):
+    """Results and dead letters together are the rows, no more and no less."""
+    path = first(out, "receipts")
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"scored": 12}))
+    assert jobs.proved(out)[0] == f"wrong count: {path.stem} says 12 + 1 rows, its range has 10"
+
+
+def test_a_receipt_behind_the_last_row_is_named(out):
+    """Planning counted the rows: there are no others."""
+    path = first(out, "plan")
+    plan = json.loads(path.read_bytes())
+    plan["sources"][0]["rows"] = 15
+    path.write_text(json.dumps(plan))
+    name = max(one.stem for one in (out / "receipts").iterdir())
+    uri = plan["sources"][0]["uri"]
+    assert f"foreign: {name} goes on behind the end of {uri}, which has 15 rows" in jobs.proved(out)
+
+
 def test_a_null_row_number_is_a_breach(out):
     """A row that does not say which one it is, is nobody's."""
-    reseal(out, "results", rewritten(first(out, "results"), lambda table: with_row(table, 0, source_row=None)))
-    assert jobs.proved(out)
+    name = respoiled(out, "results", with_row(0, source_row=None))
+    assert f"foreign: 1 rows, such as -1, in {name}" in jobs.proved(out)
 
 
 def test_two_receipts_of_the_same_rows_count_once(out):
@@ -203,15 +264,17 @@ def test_two_receipts_of_the_same_rows_count_once(out):
     stem = first(out, "receipts").stem
     twin = f"{stem[:-12]}{'f' * 12}"
     receipt = json.loads(first(out, "receipts").read_bytes()) | {"attempt": "f" * 12}
+    suffixes = {}
     for folder in ("results", "errors"):
         path = first(out, folder)
+        suffixes[folder] = path.suffix
         shutil.copy(path, path.with_name(f"{twin}{path.suffix}"))
         receipt[folder]["name"] = f"{folder}/{twin}{path.suffix}"
     (out / "receipts" / f"{twin}.json").write_text(json.dumps(receipt))
     strays = [breach for breach in jobs.proved(out) if breach.startswith("object without receipt")]
     assert strays == [
-        f"object without receipt: results/{twin}.parquet; the next run removes it",
-        f"object without receipt: errors/{twin}.jsonl; the next run removes it",
+        f"object without receipt: {folder}/{twin}{suffix}; the next run removes it"
+        for folder, suffix in suffixes.items()
     ]
 
 
@@ -253,15 +316,16 @@ def test_the_next_run_heals_what_verify_names(good, tmp_path, sandbox):
     url = sandbox(faults={f"row:id={one}": "MR.0105 always" for one in POISON})
     folder = Path(shutil.copytree(good.parent, tmp_path / "healing"))
     path = jobs.job_file(
-        folder, url, input__send=[*jobs.SEND, "id"], errors__allow=2, input__path=str(good.parent / "in" / "*.parquet")
-    )
+        folder, url, input__send=[*jobs.SEND, "id"], errors__allow=2, input__path=str(good.parent / "in" / "*.parquet"),
+        output__format=first(good, "results").suffix[1:],
+    )  # fmt: skip
     out = folder / "out"
-    before = jobs.lasting(out)
+    before = scored(out)
     first(out, "receipts").unlink()
     for name in ("results/x.parquet", "errors/.part-1", "receipts/.part-2", ".part-3", "plan/.part-4", "runs/.part-5"):
         (out / name).write_bytes(b"stray")
     assert jobs.score(path).exit_code == 0
     assert jobs.proved(out) == ()
     assert not [name for name in jobs.files(out) if ".part-" in name or name.endswith("x.parquet")]
-    assert jobs.lasting(out) == before
+    assert scored(out) == before
     assert (out / "_SUCCESS").exists()

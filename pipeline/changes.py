@@ -1,0 +1,83 @@
+"""Whose an output is, and how it was made: what changed since, and what `--changed` makes of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from pipeline.errors import JobError
+from pipeline.jobprint import changed_answers
+from pipeline.ledger import decoded
+from pipeline.plan import Changed, Range
+
+if TYPE_CHECKING:
+    from pipeline.ledger import Planned, Receipts
+    from pipeline.plan import How
+    from pipeline.storage import Store
+    from schemas.job import Job
+
+_FEW: Final = 5
+_resolved: Final = msgspec.json.Decoder(dict[str, Any])
+
+
+def own(store: Store) -> None:
+    """Refuse a folder that somebody else fills."""
+    if not store.exists("job.json") and not store.is_empty():
+        raise JobError(f"output.path: {store.uri} is not empty and has no job.json, so it is not ours; give a new path")
+
+
+def changed(store: Store, job: Job, planned: Planned, receipts: Receipts, how: How | None) -> Changed:
+    """Compare a job with the one that made the output, if one did, and prepare what `how` says.
+
+    Raises JobError for keys that change answers, where nobody said what to do about it.
+    """
+    keys = changed_answers(decoded(store, "job.json", _resolved), job) if store.exists("job.json") else []
+    if keys and how is None:
+        raise JobError(
+            f"{store.uri} was made by a job that answers differently: {'; '.join(keys)}; use --changed rescore "
+            "to score everything again, --changed keep to use the new value for the rest, --restart, "
+            "or a new output.path"
+        )
+    if how == "keep":
+        named = [key for key in keys if key.startswith("name:")]
+        if named:
+            raise JobError(f"{named[0]}; row_uuids are made of it, so --changed keep cannot mix both; use another way")
+    if how is None:
+        return Changed()
+    valid = receipts.valid()
+    left: dict[int, list[Range]] = {}
+    for work in planned.remaining(planned.counting(valid)):
+        left.setdefault(work.source.number, []).append(Range(work.start, work.stop))
+    newest = max([0, *(one.generation for one in valid), *(one.generation for one in planned.redo)])
+    return Changed(how, tuple(keys), left, newest + 1)
+
+
+def altered_files(files: list[str], *, keep: bool) -> str:
+    """Say which planned files changed, and what can be done about it."""
+    few = ", ".join(files[:_FEW]) + (f" and {len(files) - _FEW} more" if len(files) > _FEW else "")
+    if keep:
+        return (
+            f"input.path: {few} changed before all rows were scored, and --changed keep takes only files that are "
+            "done; use --changed rescore, --restart, or a new output.path"
+        )
+    return (
+        f"input.path: {few} changed since planned; use --changed rescore to score changed files again, "
+        "--changed keep to keep what is done, --restart, or a new output.path"
+    )
+
+
+def gone(uri: str) -> str:
+    """Say that a file cannot be scored again."""
+    return (
+        f"input.path: {uri} is gone, so that it cannot be scored again; put it back, use --changed keep, "
+        "or take a new output.path"
+    )
+
+
+def elsewhere(uri: str, was: str, now: str) -> str:
+    """Say that patterns begin elsewhere than when a file was planned."""
+    return (
+        f"input.path: {uri} was planned as {was!r} and would now be {now!r}, with other row_uuids, "
+        "because the patterns begin elsewhere; take a new output.path, or --restart"
+    )
