@@ -41,7 +41,10 @@ def text_of(value: Any) -> str | None:
     """Write a value, as a form gives it, as text: as JSON, text without quotes."""
     if value is None or isinstance(value, str):
         return value
-    return repr(value) if isinstance(value, float) and not np.isfinite(value) else _TO_JSON.encode(value).decode()
+    if isinstance(value, float) and not np.isfinite(value):
+        return repr(value)
+    text = _TO_JSON.encode(value).decode()
+    return msgspec.json.decode(text, type=str) if text.startswith('"') else text
 
 
 def either(*holds: Holds) -> Holds:
@@ -104,6 +107,12 @@ def _decimal(text: str) -> Decimal:
     return Decimal(text)
 
 
+def _whole(column: Array, kind: Any) -> Array:
+    """Cast decimals to integers: out of narrow decimals Arrow casts to narrow integers only."""
+    wide = pa.decimal128(38, column.type.scale)
+    return (column.cast(wide) if column.type.bit_width < wide.bit_width else column).cast(kind)
+
+
 def _ticks(column: Array, kind: Any) -> Array:
     """Cast numbers to times, or times to numbers: a time is a number of ticks."""
     bits = (kind if types.is_temporal(kind) else column.type).bit_width
@@ -121,7 +130,8 @@ def _times(column: Array, kind: Any) -> Array:
     """Read times of day as those of a timestamp: times alone Arrow does not read."""
     if not pc.all(pc.match_substring_regex(column, _TIME), min_count=0).as_py():
         raise ValueError(kind)
-    return pc.binary_join_element_wise("1970-01-01 ", column, "").cast(pa.timestamp(kind.unit)).cast(kind)
+    day, nothing = (pa.scalar(text, column.type) for text in ("1970-01-01 ", ""))
+    return pc.binary_join_element_wise(day, column, nothing).cast(pa.timestamp(kind.unit)).cast(kind)
 
 
 def _durations(column: Array, kind: Any) -> Array:
@@ -154,6 +164,7 @@ _CONVERSIONS: Final[Sequence[tuple[Any, Any, Convert]]] = (
     (either(is_text, types.is_floating, types.is_decimal), types.is_floating, _finite),
     (types.is_integer, types.is_float16, lambda column, kind: _same(column.cast(pa.float64()), kind)),
     (either(is_text, _is_number), types.is_decimal, _decimals),
+    (types.is_decimal, types.is_integer, _whole),
     (_is_number, types.is_boolean, _same),
     (types.is_timestamp, either(types.is_date, types.is_time), _same),
     (_is_number, _is_instant, _ticks),

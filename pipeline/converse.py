@@ -89,7 +89,10 @@ class Spent(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A request that succeeded: `answers[i]` is the JSON text for the i-th row of `chunk`; `received` in bytes."""
+    """A request that succeeded: `answers[i]` is the JSON text for the i-th row of `chunk`; `received` in bytes.
+
+    `history` has the attempts before the one that succeeded.
+    """
 
     chunk: Chunk
     answers: pa.Array[Any]
@@ -98,6 +101,7 @@ class Scored(NamedTuple):
     at: datetime
     received: int = 0
     before: Spent = Spent()
+    history: tuple[Attempt, ...] = ()
 
 
 class Dead(NamedTuple):
@@ -199,7 +203,8 @@ def _request(
         if not isinstance(verdict, Fault):
             setting.succeeded()
             received = len(reply.body) if isinstance(reply, Answered) else 0
-            return Scored(chunk, verdict, len(history) + 1, reply.seconds, setting.now(), received)
+            attempts = len(history) + 1
+            return Scored(chunk, verdict, attempts, reply.seconds, setting.now(), received, history=tuple(history))
         others_succeed = setting.last_success() >= last_failure
         last_failure = setting.clock()
         if verdict.action is Action.REFRESH and history and history[-1].action == Action.REFRESH.value:

@@ -140,7 +140,7 @@ class Letters:
         for position, fault in sorted(faults.items()):
             message = f"{fault}; the answer is {scored.answers[position].as_py()}"
             attempt = Attempt(scored.at.astimezone(UTC).isoformat(), "mismatch", _OK, message=fault)
-            yield from self._sent(scored.chunk, [position], "mismatch", _OK, None, message, (attempt,))
+            yield from self._sent(scored.chunk, [position], "mismatch", _OK, None, message, (*scored.history, attempt))
 
     def _sent(
         self,

@@ -16,7 +16,7 @@ from pipeline.arrowtypes import types_of
 from pipeline.auth import open_auth
 from pipeline.caller import Caller
 from pipeline.columns import columns_of, encoder_of, wanted_of
-from pipeline.converse import Adapter, Outcome, Scored, Setting
+from pipeline.converse import Adapter, Outcome, Setting
 from pipeline.errors import BulkscoreError, JobError, StorageFailed
 from pipeline.ids import file_names, row_namer
 from pipeline.ledger import Receipts, read_stop, write_stop
@@ -241,10 +241,9 @@ class _Course:
                 self._scorer._stop(error)  # noqa: SLF001
             self._note(self._writer.skip(chunk.stop))
         else:
+            dead = self._writer.dead
             self._note(self._writer.add(chunk, outcomes))
-            rows = sum(len(one.chunk) for one in outcomes if isinstance(one, Scored))
-            dead = len(chunk) - rows + len(chunk.refused)
-            self._scorer.progress.add(rows=rows + dead, dead=dead)
+            self._scorer.progress.add(rows=len(chunk) + len(chunk.refused), dead=self._writer.dead - dead)
         finally:
             self._scorer._caller.release(chunk)  # noqa: SLF001
 

@@ -248,9 +248,10 @@ def packed_share(uri: str) -> float:
     with fs.open_input_file(path) as raw:
         stream = pa.CompressedInputStream(raw, cast("Any", pa.Codec.detect(path).name))
         try:
-            return len(stream.read(_READ_BUFFER)) and raw.tell() / stream.tell()
+            unpacked = len(stream.read(16 * _READ_BUFFER))
         except OSError:  # it is not what its name says, as reading it will show
             return 1.0
+        return raw.tell() / max(1, unpacked)
 
 
 def is_compressed(uri: str) -> bool:

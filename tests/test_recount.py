@@ -22,9 +22,10 @@ from pipeline.converse import Dead, Scored
 from pipeline.forms import FORMS, PLACE
 from pipeline.identity import rows_of
 from pipeline.ids import file_names, row_namer
+from pipeline.ledger import Receipts
 from pipeline.pack import Chunk
 from pipeline.plan import Range
-from pipeline.recount import _Count
+from pipeline.recount import _Count, recount
 from pipeline.status import Action, Fault
 from pipeline.storage import Store
 from pipeline.write import RangeWriter
@@ -127,6 +128,23 @@ def test_an_empty_source_of_unknown_rows_is_complete_by_a_receipt_of_none(tmp_pa
     store = planned(tmp_path, OPEN)
     writer(store, OPEN, 0).close(end=True)
     assert breaches(store) == []
+
+
+def test_an_output_without_a_plan_is_incomplete(tmp_path):
+    """The run ended before it had looked at its input."""
+    store = planned(tmp_path, CLOSED)
+    store.delete("plan/000000.json")
+    assert breaches(store) == ["nothing is planned yet: the run ended before it began"]
+
+
+def test_an_object_that_goes_while_it_is_verified_is_named(tmp_path):
+    """Another run may sweep: what was listed need not be there when it is read."""
+    store = planned(tmp_path, CLOSED)
+    score(store, CLOSED, chunk_of(CLOSED, 0))
+    [receipt] = Receipts(store).all()
+    store.delete(receipt.results.name)
+    with rows_of(store, "iris", CLOSED) as between:
+        assert list(recount(store, receipt, between(0, 10))) == [f"receipt without object: {receipt.results.name}"]
 
 
 def test_rows_behind_an_end_are_foreign(tmp_path):

@@ -1,0 +1,243 @@
+"""Two attempts at the same rows, in any interleaving with each other and with a run that tidies up behind them.
+
+Attempts only add objects under names of their own, so two of them commute; what matters is what a run sees of them when
+it lists a folder. Therefore what is late arrives just before a listing that can tell: all interleavings are one of those.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from contextlib import contextmanager
+from itertools import count, product
+from typing import NamedTuple
+from unittest import mock
+
+import pyarrow as pa
+import pytest
+import service
+from engine import engine, examples, one_by_one, place
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+import jobs
+from pipeline import plan, write
+from pipeline.ledger import Receipts
+from pipeline.storage import Draft, Store
+
+FOLDERS = ("results", "errors", "receipts")
+ROWS = 3
+BROKEN = 1
+"""A row that cannot be sent: its range has dead letters, and none but those if it is alone."""
+
+
+class Attempt(NamedTuple):
+    """Scores rows from `start` to the end, so many at a time; `early` ones have names that sort first."""
+
+    start: int
+    at_a_time: int
+    early: bool
+
+
+@contextmanager
+def numbered(prefix):
+    """Let attempts have names that begin so, in place of random ones."""
+    numbers = count()
+    ids = mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(int=(int(prefix * 8, 16) << 96) + (next(numbers) << 80)))
+    with ids:
+        yield
+
+
+class Output:
+    """An output on disk that can be brought into any state; objects are known by their names."""
+
+    def __init__(self, folder, url):
+        self.folder, self.out = folder, folder / "out"
+        self.known, self.seen = {"_SUCCESS": b""}, set()
+        numbers = pa.array([float(row) for row in range(ROWS)])
+        broken = pa.array([float("nan") if row == BROKEN else 1.0 for row in range(ROWS)])
+        table = jobs.flowers(ROWS).set_column(1, jobs.SEND[0], numbers).set_column(2, jobs.SEND[1], broken)
+        jobs.put(folder / "in" / "rows.parquet", table)
+        self.path = jobs.job_file(
+            folder,
+            "",
+            input={"path": "in/*.parquet", "send": jobs.SEND, "nan": "reject"},
+            service={"url": url, "auth": {"type": "none"}, "tls": {"verify": False}, "limits": {"in_flight": 4}},
+            errors={"allow": "100%"},
+        )
+        self.work = {rows: self._planned(rows) for rows in range(1, ROWS + 1)}
+        self.written = {}
+
+    def _planned(self, rows):
+        """Return the job and its work as workers get them: a run that loses its worker."""
+        found = []
+        with engine(lambda job, _, work: found.append((job, work))):
+            jobs.score(self.path, service__limits__rows=str(rows))
+        [one] = found
+        return one
+
+    def puts(self, attempt):
+        """Return the objects that an attempt writes, in order; what they hold is known from then on."""
+        if attempt not in self.written:
+            self.fill(())
+            job, work = self.work[attempt.at_a_time]
+            names = []
+            with noted(names), numbered("3" if attempt.early else "7"), engine(one_by_one):
+                one_by_one(job, str(attempt), [structs.replace(work[0], start=attempt.start, stop=work[-1].stop)])
+            self.remember(names)
+            self.written[attempt] = names
+        return self.written[attempt]
+
+    def remember(self, names):
+        self.known.update((name, (self.out / name).read_bytes()) for name in names if (self.out / name).exists())
+
+    def fill(self, names):
+        """Bring the output into a state: these objects, and no other."""
+        for folder in FOLDERS:
+            shutil.rmtree(self.out / folder, ignore_errors=True)
+            (self.out / folder).mkdir()
+        (self.out / "_SUCCESS").unlink(missing_ok=True)
+        for name in names:
+            (self.out / name).write_bytes(self.known[name])
+
+    def state(self):
+        """Return the names of the objects that are there."""
+        here = {f"{folder}/{path.name}" for folder in FOLDERS for path in (self.out / folder).iterdir()}
+        return frozenset(here | ({"_SUCCESS"} if (self.out / "_SUCCESS").exists() else set()))
+
+    def run(self, rows):
+        with engine(one_by_one):
+            return jobs.score(self.path, service__limits__rows=str(rows))
+
+    def heal(self, names):
+        """From this state the next run must come to the right end; and before, `verify` must not be mistaken."""
+        if names in self.seen:
+            return
+        self.seen.add(names)
+        self.fill(names)
+        if jobs.proved(self.out) == ():
+            self.is_whole()
+        summary = self.run(2)
+        assert (summary.exit_code, summary.left, jobs.proved(self.out)) == (0, 0, ()), (sorted(names), summary)
+        assert (self.out / "_SUCCESS").exists()
+        self.is_whole()
+
+    def is_whole(self):
+        """Whoever reads all results and dead letters finds each row once, with its own answer."""
+        found = jobs.results(self.out).select(["source_row", "prediction"]).to_pylist()
+        dead = [letter["source_row"] for letter in jobs.letters(self.out)]
+        assert sorted([*(row["source_row"] for row in found), *dead]) == list(range(ROWS))
+        assert all(json.loads(row["prediction"])["score"] == row["source_row"] for row in found)
+        assert dead == [BROKEN]
+
+
+@contextmanager
+def noted(names):
+    """Note the objects that are written, in order."""
+    keep = Draft.keep
+
+    def noting(draft, name):
+        stored = keep(draft, name)
+        if name.startswith(FOLDERS):
+            names.append(name)
+        return stored
+
+    with mock.patch.object(Draft, "keep", noting):
+        yield
+
+
+@contextmanager
+def arriving(output, late, choose, states):
+    """Let objects arrive while a run goes on, before it lists a folder; note each state that there is meanwhile."""
+    names_, keep, delete = Store.names, Draft.keep, Store.delete
+
+    def listing(store, folder):
+        if folder in FOLDERS:
+            for waiting in late:
+                ends = [at + 1 for at, name in enumerate(waiting) if name.startswith(f"{folder}/")]
+                arrived = [0, *ends][choose(len(ends) + 1)]
+                for name in waiting[:arrived]:
+                    (output.out / name).write_bytes(output.known[name])
+                del waiting[:arrived]
+        return names_(store, folder)
+
+    def changing(real):
+        def change(self, name):
+            result = real(self, name)
+            states.append((output.state(), tuple(map(tuple, late))))
+            return result
+
+        return change
+
+    with (
+        mock.patch.object(Store, "names", listing),
+        mock.patch.object(Draft, "keep", changing(keep)),
+        mock.patch.object(Store, "delete", changing(delete)),
+    ):
+        yield
+
+
+def converges(output, early, late, choose):
+    """Let the `early` attempt end where it will and a run go on while the `late` ones arrive; then all must heal."""
+    waiting = [list(output.puts(one)) for one in late]
+    puts = output.puts(early)
+    output.fill(puts[: choose(len(puts) + 1)])
+    states = [(output.state(), tuple(map(tuple, waiting)))]
+    written = []
+    with arriving(output, waiting, choose, states), noted(written), numbered("5"):
+        summary = output.run(1)
+    output.remember(written)
+    for names, others in states:
+        for arrived in product(*([one[:end] for end in range(len(one) + 1)] for one in others)):
+            output.heal(names.union(*arrived))
+    return summary
+
+
+def every(scenario):
+    """Play a scenario once for each sequence of choices that it can make; return how many those are."""
+    trail, played = [], 0
+    while True:
+        made = []
+
+        def choose(options):
+            made.append((trail[len(made)][0] if len(made) < len(trail) else 0, options))  # noqa: B023
+            return made[-1][0]  # noqa: B023
+
+        scenario(choose)
+        played += 1
+        while made and made[-1][0] + 1 == made[-1][1]:
+            made.pop()
+        if not made:
+            return played
+        trail = [*made[:-1], (made[-1][0] + 1, made[-1][1])]
+
+
+@pytest.fixture(scope="module")
+def output():
+    """One output for all interleavings, with a service that answers each row with its number."""
+    with (
+        service.recording() as recorded,
+        place() as folder,
+        mock.patch.object(write, "OBJECT_SECONDS", -1.0),
+        mock.patch.object(plan, "MIN_SPLIT_ROWS", 1),
+        mock.patch.object(Receipts.__init__, "__defaults__", (lambda: 0.0,)),  # a worker lists anew each time
+    ):
+        yield Output(folder, recorded.url)
+
+
+@pytest.mark.parametrize("late", [1, 2, 3])
+@pytest.mark.parametrize("early", [1, 2, 3])
+def test_every_interleaving_of_two_attempts_and_a_run_heals(output, early, late):
+    """Wherever the first one ends and whenever the second one's objects come: the next run leaves each row once."""
+    attempts = Attempt(0, early, early=True), [Attempt(0, late, early=False)]
+    t = __import__("time").time()
+    print(
+        early,
+        late,
+        every(lambda choose: converges(output, *attempts, choose)),
+        len(output.seen),
+        __import__("time").time() - t,
+    )
