@@ -96,8 +96,14 @@ def _same(column: Array, kind: Any) -> Array:
 
 
 def _decimals(column: Array, kind: Any) -> Array:
-    """Read exactly what the text says: Arrow's own scaling wraps, or worse, where there are many digits."""
-    values = leaves.floats(column).values if types.is_floating(column.type) else column.to_pylist()
+    """Read exactly what the text says: Arrow's own scaling wraps, or worse, where there are many digits.
+
+    A float with a fraction has the digits of its shortest form, one without is the integer that it is.
+    """
+    values = column.to_pylist()
+    if types.is_floating(column.type):
+        pairs = zip(values, leaves.floats(column).values, strict=True)
+        values = [short if value is None or not value.is_integer() else int(value) for value, short in pairs]
     return reading_of(kind).array([None if value is None else _decimal(str(value)) for value in values])
 
 

@@ -277,7 +277,7 @@ def unready(job: Job) -> list[str]:
     from pipeline.jobfile import missing_secrets
 
     for path in job.input.path:
-        keep_apart(path, job.output.path)
+        keep_apart(path, job.output.path, job.output.format)
     problems = missing_secrets(job) if job.runner.name == "local" else []
     files = {"ca": job.service.tls.ca, "cert": job.service.tls.cert, "key": job.service.tls.key}
     for key, file in files.items():

@@ -37,7 +37,7 @@ def list_input(job: Job, *, may_be_gone: bool) -> pa.Table:
     Raises JobError where a path is not there, a pattern matches nothing, or the output would be read as input.
     """
     for pattern in job.input.path:
-        keep_apart(pattern, job.output.path)
+        keep_apart(pattern, job.output.path, job.output.format)
     return listing_table(job.input.path, shared_folder(job.input.path), may_be_gone=may_be_gone)
 
 

@@ -22,13 +22,13 @@ OUR_NAMES: Final = (
     "stop.json",
     "plan/000000.json",
     "plan/000000-000000.parquet",
-    *(f"results/000000-000000000000-000000000001-0-000000000000.{form}" for form in ("parquet", "jsonl", "csv")),
+    "results/000000-000000000000-000000000001-0-000000000000.{form}",
     "errors/000000-000000000000-000000000001-0-000000000000.jsonl",
     "receipts/000000-000000000000-000000000001-0-000000000000.json",
     "runs/20261121T000000-000000.json",
     "runs/20261121T000000-000000.html",
 )
-"""What an output's objects are called."""
+"""What an output's objects are called; `form` is that of its results."""
 
 
 def split_pattern(pattern: str) -> tuple[str, str]:
@@ -75,11 +75,14 @@ def folders(uri: str) -> dict[str, str | None]:
     return {name: None if value == _HIVE_NULL else value for name, value in values.items()}
 
 
-def keep_apart(pattern: str, output: str) -> None:
-    """Refuse, with a JobError, an output one of whose objects would be read as input by the next run."""
+def keep_apart(pattern: str, output: str, form: str = "parquet") -> None:
+    """Refuse, with a JobError, an output one of whose objects would be read as input by the next run.
+
+    `form` is that of the results.
+    """
     folder, rest = split_pattern(pattern.removeprefix("file://"))
     inside = f"{folder.rstrip('/')}/"
-    for name in OUR_NAMES:
+    for name in (one.format(form=form) for one in OUR_NAMES):
         path = f"{output.removeprefix('file://').rstrip('/')}/{name}"
         if path.startswith(inside) and matches(rest, path.removeprefix(inside)):
             raise JobError(

@@ -264,7 +264,8 @@ def worth(value, stored, kind):
         return rounded if np.isfinite(float(value)) == np.isfinite(rounded) else None
     if not np.isfinite(float(value)):
         return None
-    exact = Fraction(repr(float(np.float64(str(value))))) if pa.types.is_floating(stored) else Fraction(value)
+    exact = Fraction(str(value)) if pa.types.is_floating(stored) and value % 1 else Fraction(int(value))
+    exact = Fraction(value) if pa.types.is_decimal(stored) else exact
     scale = kind.scale if pa.types.is_decimal(kind) else 0
     if (exact * 10**scale).denominator != 1:
         return None

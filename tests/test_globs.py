@@ -142,8 +142,9 @@ def test_an_output_may_lie_beside_its_input(pattern, output):
     keep_apart(pattern, output)
 
 
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv"])
 @pytest.mark.parametrize("name", OUR_NAMES)
-def test_each_kind_of_object_is_looked_for(name):
-    """An input pattern that finds just this one is refused too."""
+def test_each_kind_of_object_is_looked_for(name, form):
+    """An input pattern that finds just this one is refused too, whatever the results' form."""
     with pytest.raises(JobError):
-        keep_apart(f"/data/*/{name}", "/data/out")
+        keep_apart(f"/data/*/{name.format(form=form)}", "/data/out", form)

@@ -26,6 +26,7 @@ from pipeline.storage import Store
 from pipeline.write import RangeWriter
 from schemas.job import ModelArtsOptions
 from schemas.plan import Source, Work
+from schemas.tables import Attempt
 
 AT = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 FIELDS = {"label": pa.string(), "score": pa.float64(), "count": pa.int64(), "scores": pa.list_(pa.float32())}
@@ -46,7 +47,8 @@ def score(out, answers, form="parquet", prediction=FIELDS):
         Store(str(out)), Work(source, 0, rows), Range(0, rows), kept,
         run="r1", clock=lambda: 0.0, now=lambda: AT, form=form, prediction=prediction,
     )  # fmt: skip
-    writing.add(chunk, [Scored(chunk, pa.array(answers, pa.string()), 2, 0.25, AT)])
+    before = (Attempt(AT.isoformat(), "slower", 503),)
+    writing.add(chunk, [Scored(chunk, pa.array(answers, pa.string()), 2, 0.25, AT, history=before)])
     return writing, writing.close(), chunk
 
 
@@ -94,7 +96,8 @@ def test_an_answer_that_does_not_fit_is_a_dead_letter(tmp_path, answer, field, s
     assert (letter["source_row"], letter["row_uuid"]) == (1, chunk.row_uuids[1].as_py())
     assert (letter["request_uuid"], letter["keep"]) == (chunk.uuid, {"id": "iris-00001"})
     assert letter["row"] == json.loads(chunk.line(1))
-    last = letter["history"][-1]
+    before, last = letter["history"]
+    assert (before["action"], before["status"]) == ("slower", 503)
     assert (last["action"], last["status"], last["time"]) == ("mismatch", 200, AT.isoformat())
     assert letter["message"].startswith(last["message"])
     assert (writing.scored, writing.dead) == (receipt.scored, receipt.dead) == (2, 1)
