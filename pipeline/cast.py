@@ -216,10 +216,6 @@ def _listed(items: Array, sizes: Int64s, valid: Bools, kind: Any) -> Array:
     return make(offsets, *(items.flatten() if types.is_map(kind) else [items]), **options)
 
 
-def _by_doubles(column: Array, kind: Any) -> Cast:
-    return _then(_cast(column, pa.float64()), kind)
-
-
 def _is_extension(kind: Any) -> bool:
     return isinstance(kind, pa.BaseExtensionType)
 
@@ -246,7 +242,6 @@ _WAYS: Final[Sequence[tuple[Any, Any, Callable[[Array, Any], Cast]]]] = (
     (anything, _is_extension, _to_extension),
     (_is_extension, neither(is_text), lambda column, kind: _cast(column.storage, kind)),
     (types.is_float16, neither(is_text), lambda column, kind: _cast(column.cast(pa.float64()), kind)),
-    (either(types.is_decimal, types.is_boolean), types.is_float16, _by_doubles),
     (types.is_string_view, neither(is_text), lambda column, kind: _cast(column.cast(pa.string()), kind)),
     (types.is_fixed_size_binary, neither(is_binary), lambda column, kind: _cast(column.cast(pa.binary()), kind)),
     (is_binary, neither(is_binary, is_text), lambda column, kind: _then(_cast(column, pa.string()), kind)),

@@ -167,7 +167,9 @@ _CONVERSIONS: Final[Sequence[tuple[Any, Any, Convert]]] = (
     (is_text, is_binary, _base64),
     (is_text, types.is_time, _times),
     (is_text, types.is_duration, _durations),
-    (either(is_text, types.is_floating, types.is_decimal), types.is_floating, _finite),
+    (either(is_text, types.is_floating), types.is_floating, _finite),
+    (types.is_decimal, types.is_floating, lambda column, kind: _finite(column.cast(pa.string()), kind)),  # the nearest
+    (types.is_boolean, types.is_float16, lambda column, kind: column.cast(pa.float64()).cast(kind)),
     (types.is_integer, types.is_float16, lambda column, kind: _same(column.cast(pa.float64()), kind)),
     (either(is_text, _is_number), types.is_decimal, _decimals),
     (types.is_decimal, types.is_integer, _whole),

@@ -11,9 +11,9 @@ from msgspec import structs
 
 from pipeline.arrowtypes import types_of
 from pipeline.changes import altered_files, elsewhere, gone
-from pipeline.columns import TYPELESS, check_columns, columns_of
+from pipeline.columns import TYPELESS, check_columns
 from pipeline.errors import JobError
-from pipeline.gather_files import draft_files, list_input
+from pipeline.gather_files import checked_columns, draft_files, list_input
 from pipeline.ledger import NewPlan
 from pipeline.plan import NO_CHANGE, Changed, cut
 from pipeline.read import FORMATS
@@ -134,7 +134,7 @@ def _looked_at(job: Job, todo: list[tuple[int, Listed]], planned: Planned, *, an
             if found.schema.names:
                 check_columns(job, found.schema, one.uri)
             if not found.empty:  # without rows a file may have any columns and types: writers put null where nothing is
-                used = columns_of(job, found.schema).needed
+                used = checked_columns(job, found.schema).needed
                 columns = columns or _types(found)
                 _same_columns(job, one, found, columns)
                 _same_types(job, one, found, columns, used)

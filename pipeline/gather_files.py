@@ -10,25 +10,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import structs
 
+from pipeline.arrowtypes import types_of
 from pipeline.changes import altered_files, elsewhere, gone
 from pipeline.columns import check_columns, columns_of
 from pipeline.errors import JobError
+from pipeline.forms import check_form
 from pipeline.globs import keep_apart, shared_folder
 from pipeline.ledger import NewPlan
 from pipeline.listing import listing_table
 from pipeline.plan import cut
 from pipeline.read_files import SCHEMA, read_listing
 from schemas.plan import Plan, Redo, Source
+from schemas.tables import result_schema
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from pipeline.columns import Columns
     from pipeline.ledger import Planned
     from pipeline.plan import Changed
     from pipeline.storage import Store
     from schemas.job import Job
 
     Mask = npt.NDArray[np.bool_]
+
+
+def checked_columns(job: Job, schema: pa.Schema) -> Columns:
+    """Choose the columns of the input. Raises JobError for what cannot be sent, and for what cannot be written."""
+    columns = columns_of(job, schema)
+    prediction = types_of(job.output.prediction, "output.prediction")
+    check_form(job.output.format, result_schema(columns.kept, prediction))
+    return columns
 
 
 def list_input(job: Job, *, may_be_gone: bool) -> pa.Table:
@@ -49,7 +61,7 @@ def draft_files(job: Job, store: Store, planned: Planned, run: str, changed: Cha
     listed = list_input(job, may_be_gone=bool(planned.sources))
     if listed.num_rows:
         check_columns(job, SCHEMA, listed["uri"][0].as_py())
-        columns_of(job, SCHEMA)
+        checked_columns(job, SCHEMA)
     draft = _Draft(planned, changed)
     for source in planned.sources.values():
         draft.compare(source, read_listing(store, source), listed)

@@ -34,6 +34,8 @@ SUCCESS: Final = "_SUCCESS"
 _NAME: Final = re.compile(r"\d{6,}-\d{12}-\d{12}-\d+-[0-9a-f]+\.json")
 _LARGE: Final = 1_000_000
 _READERS: Final = 8
+_GROUP_ROWS: Final = 100_000
+"""Rows of a listing that are decoded to find one."""
 _encoder: Final = msgspec.json.Encoder()
 _plan: Final = msgspec.json.Decoder(Plan)
 _receipt: Final = msgspec.json.Decoder(Receipt)
@@ -97,7 +99,7 @@ def write_plan(store: Store, draft: NewPlan, number: int) -> None:
     """Write a plan, its listings first; it is never changed afterwards."""
     for name, table in draft.listings.items():
         with store.create("plan") as file:
-            pq.write_table(table, cast("Any", file), compression="zstd")
+            pq.write_table(table, cast("Any", file), compression="zstd", row_group_size=_GROUP_ROWS)
             file.keep(name)
     content = _encoder.encode(draft.plan)
     store.write(f"plan/{number:06d}.json", msgspec.json.format(content, indent=1) if len(content) < _LARGE else content)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileType, LocalFileSystem
+from pyarrow.fs import FileType
 
 from pipeline import read_parquet
 from pipeline.listing import LISTING
@@ -50,7 +50,6 @@ BATCH_FILES: Final = 250
 BATCH_BYTES: Final = 4_000_000
 
 _LOCAL: Final = "file://"
-_LOCAL_FILES: Final = LocalFileSystem()
 _READERS: Final = 8
 _OURS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """What fails for want of something that this process lacks is not the file's fault."""
@@ -159,7 +158,7 @@ def _opened(row: Row, largest: int | None) -> Row:
     if row.uri is None or row.broken:
         return row
     try:
-        return _read(row, *_place(row.uri), largest)
+        return _read(row, *open_source(row.uri), largest)
     except (OSError, ValueError) as error:  # what Arrow raises is one of them
         if getattr(error, "errno", None) in _OURS:
             raise
@@ -194,19 +193,3 @@ def _fault(row: Row, info: FileInfo) -> str:
 
 def _broken(row: Row, kind: Kind, why: str) -> Row:
     return row._replace(broken=Broken(kind, f"{row.uri} {why.splitlines()[0]}", msgspec.json.encode(row.uri)))
-
-
-def _place(uri: str) -> tuple[FileSystem, str]:
-    """Return the file system of a URI and the path on it. Only local URIs are written with percent signs."""
-    scheme, _, rest = uri.partition("://")
-    if uri.startswith(_LOCAL):
-        return _LOCAL_FILES, unquote(rest)
-    host, _, path = rest.partition("/")
-    fs, root = _store(f"{scheme}://{host}")
-    return fs, f"{root}/{path}"
-
-
-@lru_cache(maxsize=64)
-def _store(root: str) -> tuple[FileSystem, str]:
-    """Open a bucket once: connections are dear."""
-    return open_source(root)

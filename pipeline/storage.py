@@ -13,9 +13,11 @@ import re
 import shutil
 import tempfile
 import uuid
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 COMPRESSED: Final = (".gz", ".zst", ".bz2", ".lz4")
 """Suffixes of files that are unpacked while they are read."""
 
+_LOCAL: Final = LocalFileSystem()
 _PART: Final = ".part-"
 _READ_BUFFER: Final = 1 << 20
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: `D:/x` is a path
@@ -211,10 +214,24 @@ def _select(fs: FileSystem, root: str, rest: str) -> list[FileInfo]:
 
 
 def _open(location: str) -> tuple[FileSystem, str]:
-    if _SCHEME.match(location):
+    if not _SCHEME.match(location):
+        return _LOCAL, str(Path(location).absolute()).rstrip("/")
+    scheme, _, place = location.partition("://")
+    if scheme == "file":  # the only URIs that are written with percent signs
+        return _LOCAL, unquote(place).rstrip("/")
+    if "?" in location:  # options of the store
         fs, path = FileSystem.from_uri(location)
         return fs, path.rstrip("/")
-    return LocalFileSystem(), str(Path(location).absolute()).rstrip("/")
+    host, _, path = place.partition("/")
+    fs, root = _store(f"{scheme}://{host}")
+    return fs, f"{root.rstrip('/')}/{path}".rstrip("/")
+
+
+@lru_cache(maxsize=64)
+def _store(root: str) -> tuple[FileSystem, str]:
+    """Open a bucket once: connections are dear, and names in it may be any text, which URIs may not."""
+    fs, path = FileSystem.from_uri(root)
+    return fs, path
 
 
 def open_source(uri: str) -> tuple[FileSystem, str]:
@@ -233,10 +250,12 @@ def open_seekable(uri: str) -> pa.NativeFile | IO[bytes]:
     fs, path = _open(uri)
     if not is_compressed(uri):
         return fs.open_input_file(path)
-    spool = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    with open_stream(uri) as stream:
-        shutil.copyfileobj(stream, spool, _READ_BUFFER)
-    spool.seek(0)
+    with ExitStack() as unless_done:
+        spool = unless_done.enter_context(tempfile.TemporaryFile())
+        with open_stream(uri) as stream:
+            shutil.copyfileobj(stream, spool, _READ_BUFFER)
+        spool.seek(0)
+        unless_done.pop_all()
     return spool
 
 

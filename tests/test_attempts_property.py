@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 from contextlib import contextmanager
-from itertools import count, product
+from itertools import combinations, count, pairwise, product
 from typing import NamedTuple
 from unittest import mock
 
@@ -35,11 +35,10 @@ BROKEN = 1
 
 
 class Attempt(NamedTuple):
-    """Scores rows from `start` to the end, so many at a time; `early` ones have names that sort first."""
+    """Scores the ranges between borders, one after the other; the names of some sort first."""
 
-    start: int
-    at_a_time: int
-    early: bool
+    borders: tuple[int, ...]
+    first: bool = False
 
 
 @contextmanager
@@ -68,25 +67,20 @@ class Output:
             service={"url": url, "auth": {"type": "none"}, "tls": {"verify": False}, "limits": {"in_flight": 4}},
             errors={"allow": "100%"},
         )
-        self.work = {rows: self._planned(rows) for rows in range(1, ROWS + 1)}
-        self.written = {}
-
-    def _planned(self, rows):
-        """Return the job and its work as workers get them: a run that loses its worker."""
         found = []
-        with engine(lambda job, _, work: found.append((job, work))):
-            jobs.score(self.path, service__limits__rows=str(rows))
-        [one] = found
-        return one
+        with engine(lambda job, _, work: found.append((job, work[0]))):  # a run that loses its worker
+            self.run(1)
+        [(self.job, self.work)] = found
+        self.written = {}
 
     def puts(self, attempt):
         """Return the objects that an attempt writes, in order; what they hold is known from then on."""
         if attempt not in self.written:
             self.fill(())
-            job, work = self.work[attempt.at_a_time]
             names = []
-            with noted(names), numbered("3" if attempt.early else "7"), engine(one_by_one):
-                one_by_one(job, str(attempt), [structs.replace(work[0], start=attempt.start, stop=work[-1].stop)])
+            ranges = [structs.replace(self.work, start=start, stop=stop) for start, stop in pairwise(attempt.borders)]
+            with noted(names), numbered("3" if attempt.first else "7"):
+                one_by_one(self.job, str(attempt), ranges)
             self.remember(names)
             self.written[attempt] = names
         return self.written[attempt]
@@ -109,8 +103,8 @@ class Output:
         return frozenset(here | ({"_SUCCESS"} if (self.out / "_SUCCESS").exists() else set()))
 
     def run(self, rows):
-        with engine(one_by_one):
-            return jobs.score(self.path, service__limits__rows=str(rows))
+        """Run the job, so many rows a request."""
+        return jobs.score(self.path, service__limits__rows=str(rows))
 
     def heal(self, names):
         """From this state the next run must come to the right end; and before, `verify` must not be mistaken."""
@@ -225,19 +219,23 @@ def output():
         mock.patch.object(plan, "MIN_SPLIT_ROWS", 1),
         mock.patch.object(Receipts.__init__, "__defaults__", (lambda: 0.0,)),  # a worker lists anew each time
     ):
-        yield Output(folder, recorded.url)
+        with engine(one_by_one):
+            yield Output(folder, recorded.url)
 
 
-@pytest.mark.parametrize("late", [1, 2, 3])
-@pytest.mark.parametrize("early", [1, 2, 3])
-def test_every_interleaving_of_two_attempts_and_a_run_heals(output, early, late):
-    """Wherever the first one ends and whenever the second one's objects come: the next run leaves each row once."""
-    attempts = Attempt(0, early, early=True), [Attempt(0, late, early=False)]
+def attempts(start):
+    """Return all ways to cut the rows from `start` into ranges, as borders."""
+    between = range(start + 1, ROWS)
+    return [(start, *cuts, ROWS) for count in range(len(between) + 1) for cuts in combinations(between, count)]
+
+
+def test_wherever_two_attempts_end_the_next_run_heals(output):
+    """All pairs."""
     t = __import__("time").time()
-    print(
-        early,
-        late,
-        every(lambda choose: converges(output, *attempts, choose)),
-        len(output.seen),
-        __import__("time").time() - t,
-    )
+    for start in range(ROWS):
+        for early, late in product(attempts(0), attempts(start)):
+            for first in (True, False):
+                puts, others = output.puts(Attempt(early, first=first)), output.puts(Attempt(late, first=not first))
+                for end, other in product(range(len(puts) + 1), range(len(others) + 1)):
+                    output.heal(frozenset([*puts[:end], *others[:other]]))
+    print(len(output.seen), __import__("time").time() - t)

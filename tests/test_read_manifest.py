@@ -153,8 +153,8 @@ def test_only_the_content_and_the_size_look_at_files(tmp_path, monkeypatch):
     """A name and a URI need no file."""
     path = listed(tmp_path, packed=False)
     seen = []
-    place = read_files._place
-    monkeypatch.setattr(read_files, "_place", lambda uri: seen.append(uri) or place(uri))
+    place = read_files.open_source
+    monkeypatch.setattr(read_files, "open_source", lambda uri: seen.append(uri) or place(uri))
     [piece] = read(path, ("uri", "name"))
     assert (seen, list(piece.broken)) == ([], [23])
     [piece] = read(path, ("size",))
