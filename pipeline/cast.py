@@ -241,7 +241,7 @@ _WAYS: Final[Sequence[tuple[Any, Any, Callable[[Array, Any], Cast]]]] = (
     (anything, types.is_dictionary, _to_dictionary),
     (anything, _is_extension, _to_extension),
     (_is_extension, neither(is_text), lambda column, kind: _cast(column.storage, kind)),
-    (types.is_float16, neither(is_text), lambda column, kind: _cast(column.cast(pa.float64()), kind)),
+    (types.is_float16, neither(is_text, types.is_decimal), lambda column, kind: _cast(column.cast(pa.float64()), kind)),
     (types.is_string_view, neither(is_text), lambda column, kind: _cast(column.cast(pa.string()), kind)),
     (types.is_fixed_size_binary, neither(is_binary), lambda column, kind: _cast(column.cast(pa.binary()), kind)),
     (is_binary, neither(is_binary, is_text), lambda column, kind: _then(_cast(column, pa.string()), kind)),

@@ -5,7 +5,6 @@ A conversion raises where a single value does not fit, and ArrowNotImplementedEr
 
 from __future__ import annotations
 
-import binascii
 import re
 from collections.abc import Callable
 from decimal import Decimal
@@ -128,8 +127,7 @@ def _ticks(column: Array, kind: Any) -> Array:
 
 
 def _base64(column: Array, kind: Any) -> Array:
-    texts = column.to_pylist()
-    return pa.array([None if text is None else binascii.a2b_base64(text, strict_mode=True) for text in texts], kind)
+    return pa.array(msgspec.convert(column.to_pylist(), list[bytes | None]), kind)
 
 
 def _times(column: Array, kind: Any) -> Array:

@@ -23,6 +23,7 @@ from pipeline.errors import DEFECT, BulkscoreError, Incomplete, JobError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from pipeline.plan import How
     from pipeline.progress import Progress
     from schemas.job import Job
 
@@ -39,6 +40,12 @@ JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", sh
 Params = Annotated[list[str], typer.Option("--param", metavar="K=V", help="A parameter of the job file.")]
 Sets = Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="A key of the job file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
+Changed = Annotated[
+    str | None,
+    typer.Option(
+        "--changed", metavar="rescore|keep", help="For changed files and keys: score again, or keep what is done."
+    ),
+]
 P = ParamSpec("P")
 
 
@@ -92,11 +99,18 @@ def check(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = F
 
 
 @command
-def plan(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = False) -> int:  # noqa: B006, FBT002
+def plan(
+    job: JobFile,
+    param: Params = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    changed: Changed = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> int:
     """Show what a run would do: files, rows, requests, bytes. Nothing is called or written."""
+    how = how_of(changed)
     from pipeline.estimate import estimate
 
-    found = estimate(load(job, param, set_))
+    found = estimate(load(job, param, set_), how)
     about = "" if found.exact else "about "
     text = (
         f"{found.files} files ({found.new_files} new), {about}{found.rows} rows: {found.done} done, "
@@ -115,16 +129,12 @@ def run(
     param: Params = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
     restart: Annotated[bool, typer.Option("--restart", help="Remove everything but runs/ first.")] = False,  # noqa: FBT002
-    changed: Annotated[
-        str | None,
-        typer.Option(metavar="rescore|keep", help="For changed files and keys: score again, or keep what is done."),
-    ] = None,
+    changed: Changed = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> int:
     """Score what is not yet scored, commit it, and report. Arguments after -- go to the Beam runner."""
-    if changed not in {None, "rescore", "keep"}:
-        raise JobError(f"--changed {changed}: allowed: rescore, keep")
+    how = how_of(changed)
     loaded = load(job, param, set_)
     problems = unready(loaded)
     if problems:
@@ -146,7 +156,7 @@ def run(
             name,
             watch=watch,
             restart=restart,
-            how=cast("Any", changed),
+            how=how,
             arguments=beam_arguments(context.args),
         )
     unread = f", {summary.unread} files not read to their end" if summary.unread else ""
@@ -303,6 +313,13 @@ def flag(name: str, read: Callable[[Any], Any], text: str) -> Any:
         return read(text)
     except ValueError as error:
         raise JobError(f"{name}: {error}") from None
+
+
+def how_of(changed: str | None) -> How | None:
+    """Read the value of `--changed`."""
+    if changed not in {None, "rescore", "keep"}:
+        raise JobError(f"--changed {changed}: allowed: rescore, keep")
+    return cast("How | None", changed)
 
 
 def beam_arguments(texts: list[str]) -> list[str]:

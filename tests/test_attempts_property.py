@@ -69,7 +69,7 @@ class Output:
         )
         found = []
         with engine(lambda job, _, work: found.append((job, work[0]))):  # a run that loses its worker
-            self.run(1)
+            self.run(ROWS)
         [(self.job, self.work)] = found
         self.written = {}
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -165,10 +166,14 @@ class Failing(LocalFileSystem):
         raise OSError(self.number, os.strerror(self.number))
 
 
+def local_path(uri):
+    return unquote(uri.removeprefix("file://"))
+
+
 def test_a_file_that_cannot_be_read_costs_its_row(tmp_path, monkeypatch):
     """With the reason that the system gives."""
     put(tmp_path, {"in/a": b"abc"})
-    monkeypatch.setattr(storage, "_LOCAL", Failing(errno.EACCES))
+    monkeypatch.setattr(read_files, "open_source", lambda uri: (Failing(errno.EACCES), local_path(uri)))
     [piece] = read(listed(tmp_path))
     assert piece.broken[0].message.endswith("/in/a cannot be read: Permission denied")
 
@@ -177,7 +182,7 @@ def test_what_this_process_lacks_is_not_the_files_fault(tmp_path, monkeypatch):
     """Without a file descriptor to spare, no file can be opened: the run ends, no row is lost."""
     put(tmp_path, {"in/a": b"abc"})
     source = listed(tmp_path)
-    monkeypatch.setattr(storage, "_LOCAL", Failing(errno.EMFILE))
+    monkeypatch.setattr(read_files, "open_source", lambda uri: (Failing(errno.EMFILE), local_path(uri)))
     with pytest.raises(OSError, match="Too many open files"):
         read(source)
 
@@ -192,7 +197,7 @@ def test_a_file_that_is_written_while_it_is_read_costs_its_row(tmp_path, monkeyp
             return super().open_input_file(path)
 
     source = listed(tmp_path)
-    monkeypatch.setattr(storage, "_LOCAL", Growing())
+    monkeypatch.setattr(read_files, "open_source", lambda uri: (Growing(), local_path(uri)))
     [piece] = read(source)
     assert piece.broken[0].message.endswith("/in/a changed while it was read")
 
