@@ -80,7 +80,7 @@ def _halved(column: Array, kind: Any, convert: Callable[[Array, Any], Array]) ->
         half = len(part) // 2
         try:
             fit = convert(part, kind)
-        except (pa.ArrowNotImplementedError, NotFromJson):  # no value of this type fits
+        except (pa.ArrowNotImplementedError, NotFromJson, NoJsonForm):  # no value of this type fits
             return _none(column, kind)
         except (*MISFITS, pa.ArrowException):
             if half:
@@ -136,10 +136,7 @@ def _to_dictionary(column: Array, kind: Any) -> Cast:
 def _to_runs(column: Array, kind: Any) -> Cast:
     """Make each value a run: they are read one by one anyway."""
     values, odd = _cast(column, kind.value_type)
-    try:
-        ends = pa.array(range(1, len(column) + 1), kind.run_end_type)
-    except pa.ArrowInvalid:
-        return _none(column, kind)
+    ends = pa.array(range(1, len(column) + 1), kind.run_end_type)
     return Cast(pa.RunEndEncodedArray.from_arrays(ends, values), odd)
 
 

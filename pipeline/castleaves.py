@@ -5,6 +5,7 @@ A conversion raises where a single value does not fit, and ArrowNotImplementedEr
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from decimal import Decimal
@@ -40,7 +41,7 @@ def text_of(value: Any) -> str | None:
     """Write a value, as a form gives it, as text: as JSON, text without quotes."""
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, float) and not np.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     text = _TO_JSON.encode(value).decode()
     return msgspec.json.decode(text, type=str) if text.startswith('"') else text

@@ -199,7 +199,9 @@ class _Loading:
         """Fill in the form of the input where the file does not name it: all paths must tell the same one."""
         if "format" in job.input.model_fields_set:
             return job
-        told = {path: form_of(path) for path in job.input.path}
+        told = {path: form_of(path) for path in job.input.path if not Path(path).is_dir()}
+        if len(told) < len(job.input.path):  # whoever looks for the files will say that this is a folder
+            return job
         if len(set(told.values())) > 1 or None in told.values():
             self.problems.append((("input", "format"), undecided(told)))
             return job

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 BATCH_ROWS: Final = 10_000
 BATCH_BYTES: Final = 4_000_000
 
-_TEXTS: Final = frozenset({pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()})
+_TEXTS: Final = frozenset(
+    {pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()}
+)
 _EMPTY: Final = pa.scalar("")
 _NULL: Final = pa.scalar(None, pa.string())
 _TRUTHS: Final = pa.array(["true", "false"])

@@ -25,12 +25,10 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 from pipeline.errors import StorageFailed
 from pipeline.globs import WILD, matches, split_pattern
 from schemas.receipt import StoredObject
+from schemas.values import COMPRESSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-COMPRESSED: Final = (".gz", ".zst", ".bz2", ".lz4")
-"""Suffixes of files that are unpacked while they are read."""
 
 _LOCAL: Final = LocalFileSystem()
 _PART: Final = ".part-"

@@ -140,10 +140,14 @@ Text = Annotated[str, BeforeValidator(values.text), WithJsonSchema(_TEXT)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(values.texts), WithJsonSchema(_LIST)]
 MaybeTexts = Annotated[tuple[str, ...], BeforeValidator(_maybe_texts), WithJsonSchema(_LIST)]
 Character = Annotated[
-    str, BeforeValidator(values.character), WithJsonSchema({"type": "string", "pattern": r"^[^\r\n]$"})
+    str,
+    BeforeValidator(values.character),
+    WithJsonSchema({"type": "string", "pattern": r"^[\x01-\x09\x0b\x0c\x0e-\x7f]$"}),
 ]
 MaybeCharacter = Annotated[
-    str, BeforeValidator(values.maybe_character), WithJsonSchema({"type": "string", "pattern": r"^[^\r\n]?$"})
+    str,
+    BeforeValidator(values.maybe_character),
+    WithJsonSchema({"type": "string", "pattern": r"^[\x01-\x09\x0b\x0c\x0e-\x7f]?$"}),
 ]
 Encoding = Annotated[str, BeforeValidator(values.encoding), WithJsonSchema(_TEXT)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(values.one_or_more), _ONE_OR_MORE]

@@ -69,9 +69,9 @@ InputFormat = Literal["parquet", "csv", "jsonl", "arrow", "files", "manifest"]
 class Csv(Part):
     """How CSV files are written."""
 
-    delimiter: Annotated[Character, marked("answers", "One character between fields.")] = ","
-    header: Annotated[Flag, marked("answers", "Whether the first line has names; else columns are f0, f1, ...")] = True
-    quote: Annotated[MaybeCharacter, marked("answers", 'One character around fields; "": there is none.')] = '"'
+    delimiter: Annotated[Character, marked("answers", "One ASCII character between fields.")] = ","
+    header: Annotated[Flag, marked("answers", "Whether the first line has names; else `columns` has.")] = True
+    quote: Annotated[MaybeCharacter, marked("answers", 'One ASCII character around fields; "": there is none.')] = '"'
     encoding: Annotated[Encoding, marked("answers", "A Python codec's name: utf-8, cp1252, ...")] = "utf-8"
     null_values: Annotated[MaybeTexts, marked("answers", "Texts that are null, as an empty unquoted field is.")] = ()
 

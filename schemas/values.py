@@ -83,16 +83,16 @@ def one_or_more(value: object) -> tuple[str, ...]:
 
 
 def character(value: object) -> str:
-    """Read one character, which does not end a line."""
-    if not isinstance(value, str) or len(value) != 1 or value in "\r\n":
+    """Read one ASCII character, which does not end a line."""
+    if not isinstance(value, str) or len(value) != 1 or not value.isascii() or value in "\0\r\n":
         raise InvalidValueError(
-            f'{shown(value)} is not allowed; allowed: one character, such as "," or "\\t", in double quotes'
+            f'{shown(value)} is not allowed; allowed: one ASCII character, such as "," or "\\t", in double quotes'
         )
     return value
 
 
 def maybe_character(value: object) -> str:
-    """Read one character, which does not end a line, or `""` for none."""
+    """Read one ASCII character, which does not end a line, or `""` for none."""
     return "" if value == "" else character(value)
 
 

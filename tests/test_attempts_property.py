@@ -29,7 +29,6 @@ from pipeline.ledger import Receipts
 from pipeline.storage import Draft, Store
 
 FOLDERS = ("results", "errors", "receipts")
-ROWS = 3
 BROKEN = 1
 """A row that cannot be sent: its range has dead letters, and none but those if it is alone."""
 
@@ -53,12 +52,12 @@ def numbered(prefix):
 class Output:
     """An output on disk that can be brought into any state; objects are known by their names."""
 
-    def __init__(self, folder, url):
-        self.folder, self.out = folder, folder / "out"
+    def __init__(self, folder, url, rows):
+        self.rows, self.out = rows, folder / "out"
         self.known, self.seen = {"_SUCCESS": b""}, set()
-        numbers = pa.array([float(row) for row in range(ROWS)])
-        broken = pa.array([float("nan") if row == BROKEN else 1.0 for row in range(ROWS)])
-        table = jobs.flowers(ROWS).set_column(1, jobs.SEND[0], numbers).set_column(2, jobs.SEND[1], broken)
+        numbers = pa.array([float(row) for row in range(rows)])
+        broken = pa.array([float("nan") if row == BROKEN else 1.0 for row in range(rows)])
+        table = jobs.flowers(rows).set_column(1, jobs.SEND[0], numbers).set_column(2, jobs.SEND[1], broken)
         jobs.put(folder / "in" / "rows.parquet", table)
         self.path = jobs.job_file(
             folder,
@@ -69,7 +68,7 @@ class Output:
         )
         found = []
         with engine(lambda job, _, work: found.append((job, work[0]))):  # a run that loses its worker
-            self.run(ROWS)
+            self.run(rows)
         [(self.job, self.work)] = found
         self.written = {}
 
@@ -123,7 +122,7 @@ class Output:
         """Whoever reads all results and dead letters finds each row once, with its own answer."""
         found = jobs.results(self.out).select(["source_row", "prediction"]).to_pylist()
         dead = [letter["source_row"] for letter in jobs.letters(self.out)]
-        assert sorted([*(row["source_row"] for row in found), *dead]) == list(range(ROWS))
+        assert sorted([*(row["source_row"] for row in found), *dead]) == list(range(self.rows))
         assert all(json.loads(row["prediction"])["score"] == row["source_row"] for row in found)
         assert dead == [BROKEN]
 
@@ -209,33 +208,48 @@ def every(scenario):
         trail = [*made[:-1], (made[-1][0] + 1, made[-1][1])]
 
 
-@pytest.fixture(scope="module")
-def output():
-    """One output for all interleavings, with a service that answers each row with its number."""
+@contextmanager
+def outputs(rows):
+    """An output with so many planned rows, a split for each, and a service that answers each row with its number."""
     with (
         service.recording() as recorded,
         place() as folder,
+        engine(one_by_one),
         mock.patch.object(write, "OBJECT_SECONDS", -1.0),
         mock.patch.object(plan, "MIN_SPLIT_ROWS", 1),
         mock.patch.object(Receipts.__init__, "__defaults__", (lambda: 0.0,)),  # a worker lists anew each time
     ):
-        with engine(one_by_one):
-            yield Output(folder, recorded.url)
+        yield Output(folder, recorded.url, rows)
 
 
-def attempts(start):
+def ways(start, rows):
     """Return all ways to cut the rows from `start` into ranges, as borders."""
-    between = range(start + 1, ROWS)
-    return [(start, *cuts, ROWS) for count in range(len(between) + 1) for cuts in combinations(between, count)]
+    between = range(start + 1, rows)
+    return [(start, *cuts, rows) for number in range(len(between) + 1) for cuts in combinations(between, number)]
 
 
-def test_wherever_two_attempts_end_the_next_run_heals(output):
-    """All pairs."""
-    t = __import__("time").time()
-    for start in range(ROWS):
-        for early, late in product(attempts(0), attempts(start)):
-            for first in (True, False):
-                puts, others = output.puts(Attempt(early, first=first)), output.puts(Attempt(late, first=not first))
-                for end, other in product(range(len(puts) + 1), range(len(others) + 1)):
-                    output.heal(frozenset([*puts[:end], *others[:other]]))
-    print(len(output.seen), __import__("time").time() - t)
+def pairs(rows):
+    """Return all pairs of attempts: one from the beginning, one that finds some rows done, or none; either's names first."""
+    return [
+        (Attempt(one, first), Attempt(other, not first))
+        for start in range(rows)
+        for one, other in product(ways(0, rows), ways(start, rows))
+        for first in (True, False)
+    ]
+
+
+def test_wherever_two_attempts_end_the_next_run_leaves_each_row_once():
+    """Attempts at three rows, cut in all ways and crashed at any step."""
+    with outputs(rows=3) as output:
+        for pair in pairs(3):
+            for ends in product(*(range(len(output.puts(one)) + 1) for one in pair)):
+                output.heal(frozenset().union(*(output.puts(one)[:end] for one, end in zip(pair, ends, strict=True))))
+
+
+def test_whenever_late_objects_arrive_the_next_run_leaves_each_row_once():
+    """Attempts at two rows: one has ended anywhere, the other one goes on during a run, which itself may crash."""
+    with outputs(rows=2) as output:
+        for early, late in pairs(2):
+            t = __import__("time").time()
+            n = every(lambda choose: converges(output, early, [late], choose))
+            print(early, late, n, len(output.seen), __import__("time").time() - t)

@@ -132,6 +132,7 @@ FIT = [
     (pa.list_(pa.int64()), [1, None], pa.list_(pa.string_view(), 2), ["1", None]),
     (pa.list_(pa.string()), ["1"], pa.large_list_view(pa.int8()), [1]),
     (pa.struct([("a", pa.int64()), ("b", pa.int64())]), {"a": 1, "b": 2}, pa.struct([("b", pa.string())]), {"b": "2"}),
+    (pa.struct([("a", pa.int64())]), {"a": 1}, pa.struct([]), {}),
     (pa.map_(pa.string(), pa.int64()), [("1", 2)], pa.map_(pa.int8(), pa.string()), [(1, "2")]),
     (pa.map_(pa.int8(), pa.int64()), [(1, 2)], pa.list_(pa.struct([("key", pa.string())])), [{"key": "1"}]),
 ]
@@ -230,6 +231,16 @@ def simple(kind):
 
 
 SIMPLE = KINDS.filter(simple)
+
+
+def test_a_union_fits_no_other_type():
+    """It has no JSON form, nor does Arrow cast it."""
+    column = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])
+
+    for kind in (pa.int64(), pa.string(), pa.struct([])):
+        values, faults = kept("x", column, kind)
+        assert values.null_count == 1
+        assert faults == {0: f"x is a value that JSON cannot write, which is no {kind}"}
 
 
 @given(st.data())

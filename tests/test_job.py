@@ -74,7 +74,7 @@ PROJECT = "give one of them, or export OS_PROJECT_NAME or OS_PROJECT_ID"
 INPUT_KEYS = "path, format, columns, csv, send, rename, keep, nan"
 CSV_KEYS = "delimiter, header, quote, encoding, null_values"
 FORMATS = "parquet, csv, jsonl, arrow, files, manifest"
-CHARACTER = r'allowed: one character, such as "," or "\t", in double quotes'
+CHARACTER = r'allowed: one ASCII character, such as "," or "\t", in double quotes'
 ENCODING = "allowed: a text encoding's name, such as utf-8, utf-16, cp1252, latin-1, gb18030"
 ONE_LINE = "has more than one line or control characters; allowed: one line of text"
 OURS = "prediction, source, source_row, row_uuid, request_uuid, request_row, attempts, latency_ms, scored_at"
@@ -102,6 +102,8 @@ WRONG_VALUES = [
     ("input.csv.delimiter", "''", f"'' is not allowed; {CHARACTER}"),
     ("input.csv.delimiter", r"'\t'", rf"'\\t' is not allowed; {CHARACTER}"),
     ("input.csv.delimiter", r'"\n"', rf"'\n' is not allowed; {CHARACTER}"),
+    ("input.csv.delimiter", "\u00a6", f"'\u00a6' is not allowed; {CHARACTER}"),
+    ("input.csv.delimiter", r'"\0"', rf"'\x00' is not allowed; {CHARACTER}"),
     ("input.csv.delimiter", "1", f"1 is not allowed; {CHARACTER}"),
     ("input.csv.quote", "'--'", f"'--' is not allowed; {CHARACTER}"),
     ("input.csv.header", "no", "'no' is not allowed; allowed: true, false"),
@@ -210,6 +212,10 @@ WRONG_ELSEWHERE = [
         "runner.workers: 3 is not allowed on the local runner, which is one process; allowed: 1",
     ),
     ({"service.tls": "{key: k.pem}"}, "service.tls.cert: missing; required with service.tls.key"),
+    (
+        {"service.tls": "{ca: c.pem, verify: false}"},
+        "service.tls.verify: false makes service.tls.ca of no use; leave one of them out",
+    ),
     (
         {"output.path": "s3://a:hunter2@b"},
         "output.path: a path may not carry a password; use the storage's own credentials of this machine",

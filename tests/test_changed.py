@@ -1,0 +1,833 @@
+"""Inputs and jobs that change between runs: what is asked again, what is refused, and what a crash in between costs."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from unittest import mock
+
+import pyarrow as pa
+import pytest
+import service
+from engine import Killed, dying, engine, one_by_one
+
+import jobs
+from pipeline import plan, write
+from pipeline.errors import StorageFailed
+from pipeline.storage import Store
+
+ROWS = ["parquet", "csv", "csv.gz", "jsonl", "jsonl.gz"]
+FORMATS = [*ROWS, "files"]
+RESCORE, KEEP = ("--changed", "rescore"), ("--changed", "keep")
+WAYS = "use --changed rescore to score changed files again, --changed keep to keep what is done, --restart, or a new"
+
+_times = count(10**18)
+"""Each file that is written has a time of its own, however coarse the clock is."""
+
+
+class World:
+    """An input of one format, the job over it, and a service that answers each row with its word and the model's name.
+
+    A file of `format: files` is one row, whose word is all that the file holds.
+    """
+
+    def __init__(self, folder, form, recorded):
+        self.folder, self.form, self.recorded = folder, form, recorded
+        self.out = folder / "out"
+        self.model = "m1"
+        self.gone = set()
+        recorded.answer = self.answer
+
+    def answer(self, call):
+        rows = [{"predictresult": f"{self.model} {word(row)}"} for row in call.rows]
+        return 200, {}, json.dumps({"meta": json.loads(call.body)["meta"], "data": {"resp_data": rows}}).encode()
+
+    def path(self, name):
+        return self.folder / "in" / f"{name}.{'bin' if self.form == 'files' else self.form}"
+
+    def write(self, name, *words):
+        """Write an input file with these rows."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.form == "parquet":
+            jobs.put(path, pa.table({"word": list(words)}))
+        else:
+            path.write_bytes(encoded(self.form, words))
+        os.utime(path, ns=(0, next(_times)))
+        return path.as_uri()
+
+    def job(self, output="out", **keys):
+        sent = "content" if self.form == "files" else "word"
+        form = {"format": "files"} if self.form == "files" else {}
+        wanted = {
+            "input": {"path": f"in/*.{'bin' if self.form == 'files' else self.form}", "send": [sent], **form},
+            "service": {"url": self.recorded.url, "auth": {"type": "none"}, "limits": {"rows": 1}},
+            "output": {"path": output},
+        }
+        return jobs.job_file(self.folder, "", **{**wanted, **keys})
+
+    def run(self, *options, **keys):
+        """Run the command; returns what it left, its summary, and the words that it asked for, sorted."""
+        before = len(self.recorded.calls)
+        done = jobs.call("run", self.job(**keys), "-q", "--json", *options)
+        asked = sorted(word(row) for call in self.recorded.calls[before:] for row in call.rows)
+        return done, json.loads(done.out) if done.out else None, asked
+
+    def scores(self, *options, expect, **keys):
+        """Run to the end, and see that exactly these words were asked for."""
+        done, summary, asked = self.run(*options, **keys)
+        assert (done.code, done.err, asked) == (0, "", sorted(expect))
+        assert (summary["left"], summary["unread"]) == (0, 0)
+        return summary
+
+    def refuses(self, *options, **keys):
+        """See that run and plan refuse with the same words, ask nothing and touch nothing; return the words."""
+        before, calls = state(self.out), len(self.recorded.calls)
+        planned = jobs.call("plan", self.job(**keys), *options)
+        done, _, _ = self.run(*options, **keys)
+        assert (done.code, done.out) == (2, "")
+        assert planned == done
+        assert state(self.out) == before
+        assert len(self.recorded.calls) == calls
+        [line] = done.err.splitlines()
+        return line.removeprefix("ERROR ")
+
+    def settled(self, **keys):
+        """See that all is as after one clean run: nothing left to do, nothing left over."""
+        self.scores(expect=[], **keys)
+        assert jobs.proved(self.out) == ()
+        assert (self.out / "_SUCCESS").exists()
+        assert not [name for name in jobs.files(self.out) if ".part-" in name]
+        assert {name.split("/")[1].split(".")[0] for name in objects(self.out)} == set(jobs.receipts(self.out))
+        done, _, _ = self.run(output="clean", **keys)
+        assert done.code == 0
+        assert jobs.lasting(self.out) == jobs.lasting(self.folder / "clean")
+        shutil.rmtree(self.folder / "clean")
+
+    def answers(self):
+        """Return what was answered, in the order of the input."""
+        return [json.loads(row["prediction"])["predictresult"] for row in jobs.lasting(self.out)]
+
+    def lose(self):
+        """Lose the receipt of the last row."""
+        receipts = jobs.receipts(self.out)
+        last = max(name for name, receipt in receipts.items() if receipt["from"] < receipt["to"])
+        (self.out / "receipts" / f"{last}.json").unlink()
+
+    def delete(self, name):
+        self.path(name).unlink()
+
+
+def word(row):
+    return base64.b64decode(row["content"]).decode() if "content" in row else row["word"]
+
+
+def encoded(form, words):
+    """Return a file of a form made of text, or of no form."""
+    if form == "files":
+        return " ".join(words).encode()
+    if form.startswith("jsonl"):
+        text = "".join(f"{json.dumps({'word': word})}\n" for word in words)
+    else:
+        text = "".join(f"{word}\n" for word in ["word", *words])
+    return gzip.compress(text.encode()) if form.endswith(".gz") else text.encode()
+
+
+def state(out):
+    """Return all that is in an output, and what it holds; the lock is nothing."""
+    return {name: (out / name).read_bytes() for name in jobs.files(out) if name != ".lock"}
+
+
+def objects(out):
+    return [name for name in jobs.files(out) if name.startswith(("results/", "errors/", "receipts/"))]
+
+
+def generations(out):
+    """Return the generations in objects' names, by source and row."""
+    names = [name.split("-") for name in jobs.receipts(out)]
+    return {(int(name[0]), int(name[1])): int(name[3]) for name in names}
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    with service.recording() as found:
+        yield found
+
+
+@pytest.fixture
+def make(tmp_path, recorded):
+    return lambda form: World(tmp_path, form, recorded)
+
+
+@pytest.fixture
+def quick():
+    """A receipt for each row, ranges one after the other, and no Beam in between."""
+    with engine(one_by_one), mock.patch.object(write, "OBJECT_SECONDS", -1.0):
+        yield
+
+
+@pytest.fixture
+def narrow(quick):
+    """Splits of one row where rows are known, as with as many workers."""
+    with mock.patch.object(plan, "MIN_SPLIT_ROWS", 1):
+        yield
+
+
+# New, changed and deleted files
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_only_new_files_are_asked(make, form):
+    """Wherever they are in the listing; ids and answers are those of a clean run over all files."""
+    world = make(form)
+    world.write("b", "one", "two")
+    first = world.scores(expect=["one two"] if form == "files" else ["one", "two"])
+    assert first["planned"] == (1 if form == "files" else 2)
+    world.write("a", "three")
+    world.write("c/not-here", "never")
+    world.write("c", "four")
+    summary = world.scores(expect=["four", "three"])
+    assert summary["scored_by_this_run"] == 2
+    world.settled()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_changed_files_are_refused(make, form, quick):
+    """Each is named, and no other; neither the output nor the service notices anything."""
+    world = make(form)
+    for name in "abc":
+        world.write(name, "one", "two")
+    world.run()
+    changed = [world.write(name, "other") for name in "ac"]
+    told = world.refuses()
+    assert told.startswith("input.path: ")
+    assert told.endswith(f" changed since planned; {WAYS} output.path")
+    assert [uri in told for uri in (*changed, world.path("b").as_uri())] == [True, True, False]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_of_many_changed_files_some_are_named(make, form, quick):
+    """A line stays a line: five of them, and how many more there are."""
+    world = make(form)
+    for name in range(8):
+        world.write(f"{name}", "one")
+    world.run()
+    uris = [world.write(f"{name}", "two") for name in range(8)]
+    told = world.refuses()
+    assert [uri in told for uri in uris] == [True] * 5 + [False] * 3
+    assert " and 3 more changed since planned" in told
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rescore_asks_the_rows_of_changed_files_again(make, form, narrow):
+    """As a new generation; the old objects go, the answers are the new ones, and no other row is asked."""
+    world = make(form)
+    for name in "abc":
+        world.write(name, f"{name}1", f"{name}2")
+    world.run()
+    before = set(objects(world.out))
+    world.write("b", "b3", "b4", "b5")
+    world.write("d", "d1")
+    summary = world.scores(*RESCORE, expect=["b3 b4 b5", "d1"] if form == "files" else ["b3", "b4", "b5", "d1"])
+    assert summary["planned"] == (4 if form == "files" else 8)
+    old = {name for name in before if name.split("/")[1].startswith("000000-000000000001" if form == "files" else "000001")}
+    assert before - set(objects(world.out)) == old != set()
+    again = {place for place, generation in generations(world.out).items() if generation}
+    assert again == ({(0, 1)} if form == "files" else {place for place in generations(world.out) if place[0] == 1})
+    assert set(generations(world.out).values()) == {0, 1}
+    world.settled()
+
+
+def test_rescore_of_a_file_asks_again_what_shares_its_receipt(make):
+    """A receipt counts as a whole or not at all, so the files of its range are asked together."""
+    world = make("files")
+    for name in "abc":
+        world.write(name, name)
+    world.scores(expect=["a", "b", "c"])
+    assert len(jobs.receipts(world.out)) == 1
+    world.write("b", "B")
+    world.scores(*RESCORE, expect=["B", "a", "c"])
+    assert list(generations(world.out).values()) == [1]
+    world.settled()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_may_change_again_and_again(make, form, narrow):
+    """Each time is a newer generation, also of a file that was new in between."""
+    world = make(form)
+    world.write("a", "a0")
+    world.scores(expect=["a0"])
+    world.write("b", "b0")
+    world.scores(expect=["b0"])
+    for turn in range(1, 4):
+        world.write("b", f"b{turn}")
+        world.scores(*RESCORE, expect=[f"b{turn}"])
+        assert set(generations(world.out).values()) == {0, turn}
+    world.settled()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rescore_and_keep_without_a_change_do_nothing(make, form, quick):
+    """Whoever always says so pays for what changed alone, from the first run on."""
+    world = make(form)
+    world.write("a", "one")
+    for ways in (RESCORE, KEEP):
+        world.scores("--restart", *ways, expect=["one"])
+        before = {name: content for name, content in state(world.out).items() if not name.startswith("runs/")}
+        world.scores(*ways, expect=[])
+        assert before == {name: content for name, content in state(world.out).items() if not name.startswith("runs/")}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_keep_accepts_changed_files_that_are_done(make, form, quick):
+    """Nothing is asked, later runs do not mind, and the next change is one again."""
+    world = make(form)
+    world.write("a", "one")
+    world.write("b", "two")
+    world.run()
+    before, answers = objects(world.out), world.answers()
+    world.write("a", "new")
+    assert json.loads(jobs.call("plan", world.job(), *KEEP, "--json").out)["left"] == 0
+    world.scores(*KEEP, expect=[])
+    world.scores(expect=[])
+    assert (objects(world.out), world.answers()) == (before, answers)
+    assert jobs.proved(world.out) == ()
+    assert (world.out / "_SUCCESS").exists()
+    uri = world.write("a", "newer")
+    assert uri in world.refuses()
+    world.scores(*RESCORE, expect=["newer"] if form != "files" else sorted(expect_with(world, "newer")))
+    world.settled()
+
+
+def expect_with(world, *words):
+    """Return these words and those of the files that share a receipt: none where each row has its own."""
+    assert world.form == "files"
+    return words
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_keep_refuses_a_changed_file_that_is_not_done(make, form, quick):
+    """What is left of it would be rows of another file; it is named, and one that is done is not."""
+    world = make(form)
+    world.write("a", "a1", "a2")
+    world.write("b", "b1", "b2")
+    world.run()
+    world.lose()
+    done, undone = world.write("a", "a3"), world.write("b", "b3")
+    told = world.refuses(*KEEP)
+    assert undone in told
+    assert done not in told
+    assert told.endswith(
+        " changed before all rows were scored, and --changed keep takes only files that are done; "
+        "use --changed rescore, --restart, or a new output.path"
+    )
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_deleted_files_stay_scored(make, form, quick):
+    """Also where others are new, or all are gone; put back as they were, they are still the same."""
+    world = make(form)
+    world.write("a", "one")
+    world.write("b", "two")
+    world.run()
+    kept = world.folder / "kept"
+    shutil.move(world.path("a"), kept)
+    world.write("c", "three")
+    assert world.scores(expect=["three"])["planned"] == 3
+    assert world.answers() == ["m1 one", "m1 two", "m1 three"]
+    world.delete("b")
+    world.delete("c")
+    assert world.scores(expect=[])["scored"] == 3
+    assert jobs.proved(world.out) == ()
+    shutil.move(kept, world.path("a"))
+    world.scores(expect=[])
+
+
+@pytest.mark.parametrize("form", ROWS)
+def test_a_deleted_file_that_is_not_scored_yet_is_exit_6(make, form, quick):
+    """With its name; what can be scored is, and the file's return is all that is missing."""
+    world = make(form)
+    world.write("a", "one", "two")
+    world.write("b", "three")
+    world.run()
+    for path in (world.out / "receipts").iterdir():
+        path.unlink()
+    kept = world.folder / "kept"
+    shutil.move(world.path("b"), kept)
+    done, summary, asked = world.run()
+    assert (done.code, asked) == (6, ["one", "two"])
+    assert world.path("b").as_uri() in done.err
+    assert "is gone since it was planned" in done.err
+    assert summary["scored"] == 2
+    assert summary["left"] + summary["unread"] == 1
+    assert not (world.out / "_SUCCESS").exists()
+    shutil.move(kept, world.path("b"))
+    world.scores(expect=["three"])
+    world.settled()
+
+
+def test_a_deleted_whole_file_that_is_not_scored_yet_is_a_dead_letter(make, quick):
+    """A row of its own is a row's trouble: exit 3, since none is allowed."""
+    world = make("files")
+    world.write("a", "one")
+    uri = world.write("b", "two")
+    world.run()
+    for path in (world.out / "receipts").iterdir():
+        path.unlink()
+    world.delete("b")
+    done, summary, asked = world.run()
+    assert (done.code, asked) == (3, ["one"])
+    assert (summary["scored"], summary["dead"], summary["left"]) == (1, 1, 0)
+    [letter] = jobs.letters(world.out)
+    assert (letter["kind"], letter["source"], letter["message"]) == (
+        "unreadable",
+        uri,
+        f"{uri} is gone since it was planned",
+    )
+    assert jobs.proved(world.out) == ()
+
+
+# Keys
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rescore_of_a_changed_key_asks_everything_again(make, form, quick):
+    """All old objects go, and all answers are the new model's."""
+    world = make(form)
+    world.write("a", "one")
+    world.write("b", "two")
+    world.run()
+    world.write("c", "three")
+    world.run()
+    before = objects(world.out)
+    world.model = "m2"
+    told = world.refuses(service__version="v2")
+    assert told.startswith(f'{world.out.as_uri()} was made by a job that answers differently: service.version: was null, is "v2"; ')
+    world.write("b", "two!")
+    world.scores(*RESCORE, expect=["one", "three", "two!"], service__version="v2")
+    assert set(generations(world.out).values()) == {1}
+    assert not set(before) & set(objects(world.out))
+    assert world.answers() == ["m2 one", "m2 two!", "m2 three"]
+    world.settled(service__version="v2")
+    assert "service.version" in world.refuses()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_keep_uses_a_changed_key_for_the_rest(make, form, narrow):
+    """What is done stays, what is not done or new is asked anew, and later runs do not mind."""
+    world = make(form)
+    world.write("a", "one")
+    world.write("b", "two")
+    world.run()
+    world.lose()
+    world.write("c", "three")
+    world.model = "m2"
+    world.scores(*KEEP, expect=["three", "two"], service__version="v2")
+    assert world.answers() == ["m1 one", "m2 two", "m2 three"]
+    world.scores(expect=[], service__version="v2")
+    assert jobs.proved(world.out) == ()
+    assert "service.version" in world.refuses()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_keep_does_not_take_another_name(make, form, quick):
+    """Rows of two names would have ids that do not go together; to score everything again is fine."""
+    world = make(form)
+    world.write("a", "one")
+    world.run()
+    told = world.refuses(*KEEP, name="roses")
+    assert told.startswith('name: was "iris", is "roses"; row_uuids are made of it')
+    world.scores(*RESCORE, expect=["one"], name="roses")
+    world.settled(name="roses")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rescore_of_everything_needs_every_file(make, form, quick):
+    """One that is gone could not be scored again: it is named, and its results stay."""
+    world = make(form)
+    world.write("a", "one")
+    uri = world.write("b", "two")
+    world.run()
+    world.delete("b")
+    told = world.refuses(*RESCORE, service__version="v2")
+    assert told.startswith(f"input.path: {uri} is gone, so that it cannot be scored again; ")
+    world.scores(*RESCORE, expect=[])
+    world.write("a", "new")
+    world.scores(*RESCORE, expect=["new"])
+    assert jobs.proved(world.out) == ()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_rescored_file_that_is_gone_keeps_the_others_from_nothing(make, form, narrow):
+    """Only what changed is asked again, whatever else was deleted."""
+    world = make(form)
+    world.write("a", "one")
+    world.write("b", "two")
+    world.run()
+    world.delete("b")
+    world.write("a", "ONE")
+    world.scores(*RESCORE, expect=["ONE"])
+    assert world.answers() == ["m1 ONE", "m1 two"]
+    assert jobs.proved(world.out) == ()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_keys_of_speed_place_and_verdict_never_refuse(make, form, quick):
+    """They are no matter of answers: neither are they asked about, nor is anything asked again."""
+    world = make(form)
+    world.write("a", "one")
+    world.run()
+    for key, value in {
+        "service__limits": {"rows": 7, "body": "1MB", "timeout": "9s", "in_flight": 3, "rate": "5/s"},
+        "service__headers": {"X-Team": "green"},
+        "service__tls": {"verify": False},
+        "retry": {"attempts": 2, "seconds": 5, "outage": "5s"},
+        "errors": {"allow": "5%"},
+        "runner": {"options": {"job_name": "x"}},
+        "params": {"date": "today"},
+    }.items():
+        done, _, asked = world.run(**{key: value})
+        assert (done.code, asked) == (0, []), (key, done.err)
+
+
+@pytest.mark.parametrize(("before", "after"), [("csv", "files"), ("files", "csv")])
+@pytest.mark.parametrize("how", [RESCORE, KEEP])
+def test_rows_cannot_become_files_nor_files_rows(make, before, after, how, quick):
+    """What a row is has changed: neither can be kept beside the other, and the message says what can be done."""
+    world = make("csv")
+    world.write("a", "one", "two")
+    keys = {
+        "csv": {"path": "in/*.csv", "send": ["word"], "format": "csv"},
+        "files": {"path": "in/*.csv", "send": ["content"], "format": "files"},
+    }
+    world.run(input=keys[before])
+    told = world.refuses(*how, input=keys[after])
+    assert told.startswith(f'input.format: was "{before}", is "{after}"')
+    assert "--restart, or a new output.path" in told
+    done, _, _ = world.run("--restart", input=keys[after])
+    assert done.code == 0
+    assert jobs.proved(world.out) == ()
+
+
+# Restart, other jobs, moved inputs
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_restart_begins_anew(make, form, quick):
+    """Whatever changed; only the summaries of runs stay."""
+    world = make(form)
+    world.write("a", "one")
+    world.write("b", "two")
+    world.run()
+    before = objects(world.out)
+    world.delete("a")
+    world.write("b", "TWO")
+    world.model = "m2"
+    world.scores("--restart", expect=["TWO"], service__version="v2")
+    assert not set(before) & set(objects(world.out))
+    assert len(jobs.runs(world.out)) == 2
+    assert [name for name in jobs.files(world.out / "plan") if name.endswith(".json")] == ["000000.json"]
+    world.settled(service__version="v2")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_output_of_another_job_is_refused(make, form, quick):
+    """Each key that differs is named, with both values."""
+    world = make(form)
+    world.write("a", "one")
+    world.run()
+    shutil.copytree(world.folder / "in", world.folder / "elsewhere")
+    told = world.refuses(name="roses", service__version="v7", output__format="jsonl")
+    for key in ('name: was "iris", is "roses"', 'service.version: was null, is "v7"', 'output.format: was "parquet", is "jsonl"'):
+        assert key in told
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_input_that_moved_as_a_whole_is_the_same(make, form, narrow):
+    """Nothing is asked again; what is left, new or changed is read where it is now."""
+    world = make(form)
+    for name in "abc":
+        world.write(name, name)
+    world.run()
+    uuids = {row["row_uuid"] for row in jobs.lasting(world.out)}
+    world.lose()
+    shutil.move(world.folder / "in", world.folder / "elsewhere")
+    given = json.loads(world.job().read_text())["input"]
+    given["path"] = given["path"].replace("in/", "elsewhere/")
+    world.scores(expect=["c"], input=given)
+    assert {row["row_uuid"] for row in jobs.lasting(world.out)} == uuids
+    assert jobs.proved(world.out) == ()
+    changed = world.folder / "elsewhere" / world.path("a").name
+    shutil.copy(world.folder / "elsewhere" / world.path("b").name, changed)
+    os.utime(changed, ns=(0, next(_times)))
+    assert changed.as_uri() in world.refuses(input=given)
+    world.scores(*RESCORE, expect=["b"], input=given)
+    assert {row["row_uuid"] for row in jobs.lasting(world.out)} == uuids
+    assert jobs.proved(world.out) == ()
+
+
+# What other plans and late attempts leave
+
+
+def borrow(world, output, folders=("results", "receipts")):
+    """Put another output's objects in as if they were attempts of this one."""
+    for folder in folders:
+        for path in (world.folder / output / folder).iterdir():
+            shutil.copy(path, world.out / folder / path.name)
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl", "files"])
+def test_receipts_of_other_splits_count_as_far_as_they_fit(make, form, quick, monkeypatch):
+    """Ranges that overlap, as from plans for other numbers of workers: each row once, and only the rest is asked."""
+    world = make(form)
+    words = [f"w{number:02d}" for number in range(12)]
+    if form == "files":
+        for one in words:
+            world.write(one, one)
+    else:
+        world.write("a", *words)
+    for output, rows in (("other", 5), ("out", 4)):
+        monkeypatch.setattr(write, "OBJECT_SECONDS", 60.0)
+        monkeypatch.setattr(plan, "MIN_SPLIT_ROWS", rows)
+        keys = {"service": {"url": world.recorded.url, "limits": {"rows": 2}}}
+        if form in {"csv", "jsonl"}:  # ranges of short lines follow from time alone
+            monkeypatch.setattr(write, "OBJECT_SECONDS", -1.0)
+            keys["service"]["limits"]["rows"] = rows
+        world.run(output=output, **keys)
+    first, *others = sorted((world.out / "receipts").iterdir())
+    first.unlink()
+    others[0].unlink()
+    for path in sorted((world.folder / "other" / "receipts").iterdir())[1:]:
+        path.unlink()
+    borrow(world, "other")
+    done, _, asked = world.run()
+    borrowed = 12 // -(-12 // 5) if form in {"parquet", "files"} else 5
+    assert (done.code, asked) == (0, words[borrowed:8])
+    world.settled()
+
+
+@pytest.mark.parametrize("change", ["file", "key"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_attempts_that_are_late_behind_a_rescore_do_not_count(make, form, change, narrow):
+    """Two workers of an older run write after the new generation was planned, or done: their answers are old."""
+    world = make(form)
+    world.write("a", "a1")
+    world.write("b", "b1")
+    world.run()
+    shutil.copytree(world.out, world.folder / "late-1")
+    world.run(output="late-2")
+    keys = {"service__version": "v2"} if change == "key" else {}
+    world.model = "m2"
+    if change == "file":
+        world.write("a", "a2")
+        world.write("b", "b2")
+    with dying(4), pytest.raises(Killed):  # the plan is there, and not much more
+        world.run(*RESCORE, **keys)
+    again = RESCORE if not json.loads((world.out / "plan" / "000001.json").read_bytes()) else ()
+    for output in ("late-1", "late-2"):
+        borrow(world, output)
+    done, _, asked = world.run(*again, **keys)
+    assert (done.code, asked) == (0, ["a2", "b2"] if change == "file" else ["a1", "b1"])
+    world.settled(**keys)
+    for output in ("late-1", "late-2"):
+        borrow(world, output)
+    world.scores(expect=[], **keys)
+    assert set(generations(world.out).values()) == {1}
+    world.settled(**keys)
+    assert all(one.startswith("m2") for one in world.answers())
+
+
+# Crashes
+
+
+def changes(world, keys):
+    """Change one of two files, one of them by a row more, and bring a third."""
+    world.write("b", "b3", "b4", "b5")
+    world.write("c", "c1")
+    world.model = "m2" if keys else "m1"
+
+
+CHANGES = {"file": {}, "key": {"service__version": "v2"}}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("form", ["parquet", "csv.gz", "jsonl", "files"])
+def test_a_rescore_may_die_at_any_write(make, form, change, narrow):
+    """The plain command goes on, or asks for the same word once more; nothing with a new receipt is asked again."""
+    world = make(form)
+    world.write("a", "a1", "a2")
+    world.write("b", "b1", "b2")
+    world.run()
+    shutil.copytree(world.out, world.folder / "first")
+    keys, refused = CHANGES[change], []
+    changes(world, keys)
+    for writes in count():
+        shutil.rmtree(world.out)
+        shutil.copytree(world.folder / "first", world.out)
+        with dying(writes):
+            try:
+                done, _, asked = world.run(*RESCORE, **keys)
+            except Killed:
+                done = None
+        if done:
+            assert (done.code, done.err) == (0, "")
+            break
+        resumes(world, keys, refused)
+    assert 0 < len(refused) < writes - 5, "the crashes were all at one side of the plan"
+    world.settled(**keys)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("form", ["parquet", "csv", "files"])
+def test_a_rescore_whose_storage_fails_at_any_write_is_resumed(make, form, change, narrow):
+    """Exit 6 each time, and the next run converges."""
+    world = make(form)
+    world.write("a", "a1", "a2")
+    world.write("b", "b1", "b2")
+    world.run()
+    shutil.copytree(world.out, world.folder / "first")
+    keys, refused = CHANGES[change], []
+    changes(world, keys)
+    for writes in count():
+        shutil.rmtree(world.out)
+        shutil.copytree(world.folder / "first", world.out)
+        with failing(writes) as failed:
+            done, _, _ = world.run(*RESCORE, **keys)
+        if not failed:
+            assert done.code == 0
+            break
+        assert (done.code, "disk" in done.err) == (6, True), done
+        resumes(world, keys, refused)
+    assert writes > 5
+    world.settled(**keys)
+
+
+def resumes(world, keys, refused):
+    """Run the plain command, and with `--changed rescore` where that is what it says; all must be well then."""
+    known = {name for name, generation in newest(world.out).items() if generation}
+    done, _, asked = world.run(**keys)
+    if done.code == 2:
+        assert "use --changed rescore" in done.err
+        refused.append(done)
+        done, _, asked = world.run(*RESCORE, **keys)
+    assert (done.code, done.err) == (0, "")
+    assert known <= set(jobs.receipts(world.out)), "what had a receipt was asked again"
+    assert jobs.proved(world.out) == ()
+    assert (world.out / "_SUCCESS").exists()
+    assert all(one.startswith(world.model) for one in world.answers())
+
+
+def newest(out):
+    """Return the generation of each receipt whose objects are there."""
+    found = {}
+    for name, receipt in jobs.receipts(out).items():
+        named = [receipt[key]["name"] for key in ("results", "errors") if receipt.get(key)]
+        if all((out / one).exists() for one in named):
+            found[name] = receipt["generation"]
+    return found
+
+
+@contextmanager
+def failing(writes):
+    """Let the write that follows so many fail, as on a full disk; those after it are well."""
+    left, failed = [writes], []
+    real = Store.write
+
+    def failing_write(store, name, content):
+        left[0] -= 1
+        if left[0] == -1:
+            failed.append(name)
+            raise StorageFailed(f"cannot write {name}: the disk is full")
+        real(store, name, content)
+
+    with mock.patch.object(Store, "write", failing_write):
+        yield failed
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_restart_may_die_at_any_write(make, form, narrow):
+    """The same command begins anew; the plain one goes on with what the restart had planned, or plans it itself."""
+    world = make(form)
+    world.write("a", "a1", "a2")
+    world.write("b", "b1")
+    world.run()
+    shutil.copytree(world.out, world.folder / "first")
+    world.model = "m2"
+    for writes in count():
+        shutil.rmtree(world.out)
+        shutil.copytree(world.folder / "first", world.out)
+        with dying(writes):
+            try:
+                done, _, _ = world.run("--restart")
+            except Killed:
+                done = None
+        if done:
+            break
+        if writes % 2:
+            done, _, _ = world.run()
+            assert (done.code, done.err) == (0, "")
+            assert jobs.proved(world.out) == ()
+        else:
+            done, _, _ = world.run("--restart")
+            assert done.code == 0
+            assert all(one.startswith("m2") for one in world.answers())
+    assert writes > 10
+    assert all(one.startswith("m2") for one in world.answers())
+    world.settled()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_new_files_may_meet_a_crash_at_any_write(make, form, narrow):
+    """A listing without its plan, a plan without its rows: the next run plans or scores just that."""
+    world = make(form)
+    world.write("a", "a1", "a2")
+    world.run()
+    shutil.copytree(world.out, world.folder / "first")
+    world.write("b", "b1", "b2")
+    for writes in count():
+        shutil.rmtree(world.out)
+        shutil.copytree(world.folder / "first", world.out)
+        with dying(writes):
+            try:
+                done, _, asked = world.run()
+            except Killed:
+                done = None
+        if done:
+            break
+        known = newest(world.out)
+        done, _, asked = world.run()
+        assert (done.code, done.err) == (0, "")
+        assert not {"a1", "a2", "a1 a2"} & set(asked)
+        assert set(known) <= set(jobs.receipts(world.out))
+        assert jobs.proved(world.out) == ()
+    world.settled()
+
+
+def test_the_command_line_knows_two_ways(make, quick):
+    """Of run and of plan; anything else is one line."""
+    world = make("csv")
+    world.write("a", "one")
+    told = "ERROR --changed again: allowed: rescore, keep\n"
+    for command in ("run", "plan"):
+        assert jobs.call(command, world.job(), "--changed", "again") == (2, "", told)
+
+
+def test_plan_tells_what_a_rescore_would_ask(make, narrow):
+    """The same files and rows as the run finds, and nothing is written."""
+    world = make("jsonl")
+    world.write("a", "one", "two")
+    world.write("b", "three")
+    world.run()
+    world.write("b", "four", "five")
+    before = state(world.out)
+    told = json.loads(jobs.call("plan", world.job(), *RESCORE, "--json").out)
+    assert [told[key] for key in ("files", "new_files", "rows", "done", "left", "requests")] == [2, 0, 4, 2, 2, 2]
+    told = json.loads(jobs.call("plan", world.job(service__version="v2"), *RESCORE, "--json").out)
+    assert [told[key] for key in ("rows", "done", "left")] == [4, 0, 4]
+    assert state(world.out) == before
