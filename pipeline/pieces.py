@@ -38,7 +38,10 @@ class Piece(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A place where a file may be entered: row `row` begins at byte `offset`."""
+    """A place where a file may be entered: row `row` begins at `offset`.
+
+    That is a byte of a file that is made of lines, and the number of a record batch of an Arrow file.
+    """
 
     row: int
     offset: int

@@ -34,7 +34,8 @@ class Source(Struct, frozen=True, omit_defaults=True, gc=False):
 class Split(Struct, frozen=True, omit_defaults=True, gc=False):
     """Rows `[start, stop)` of one source: the unit of parallelism, never of what a crash costs.
 
-    `stop` is None for a source whose rows are not known; row `start` begins at byte `offset` of files made of lines.
+    `stop` is None for a source whose rows are not known. Row `start` begins at `offset`: a byte of a file that is made
+    of lines, the number of a record batch of an Arrow file, and nothing else for other forms.
     """
 
     source: int
@@ -68,8 +69,8 @@ class Plan(Struct, frozen=True, omit_defaults=True):
 class Work(Struct, frozen=True):
     """One element of the pipeline: rows `[start, stop)` of `source` that no receipt covered when the run began.
 
-    `stop` is NO_END where the source's rows are not known. `mark` is a row at or before `start`, and the byte where it
-    begins in files made of lines.
+    `stop` is NO_END where the source's rows are not known. `mark` is a row at or before `start`, and the offset where
+    it begins, as splits have it.
     """
 
     source: Source

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import combinations, count, pairwise, product
 from typing import NamedTuple
 from unittest import mock
@@ -29,6 +29,7 @@ from pipeline.ledger import Receipts
 from pipeline.storage import Draft, Store
 
 FOLDERS = ("results", "errors", "receipts")
+REMEMBERED = 8
 BROKEN = 1
 """A row that cannot be sent: its range has dead letters, and none but those if it is alone."""
 
@@ -146,16 +147,20 @@ def noted(names):
 def arriving(output, late, choose, states):
     """Let objects arrive while a run goes on, before it lists a folder; note each state that there is meanwhile."""
     names_, keep, delete = Store.names, Draft.keep, Store.delete
+    listed = []
 
     def listing(store, folder):
         if folder in FOLDERS:
+            choose.at((len(listed), output.state(), tuple(map(tuple, late)), tuple(listed[-REMEMBERED:])))
             for waiting in late:
                 ends = [at + 1 for at, name in enumerate(waiting) if name.startswith(f"{folder}/")]
                 arrived = [0, *ends][choose(len(ends) + 1)]
                 for name in waiting[:arrived]:
                     (output.out / name).write_bytes(output.known[name])
                 del waiting[:arrived]
-        return names_(store, folder)
+        found = names_(store, folder)
+        listed.append((folder, tuple(found)))
+        return found
 
     def changing(real):
         def change(self, name):
@@ -189,23 +194,38 @@ def converges(output, early, late, choose):
     return summary
 
 
-def every(scenario):
-    """Play a scenario once for each sequence of choices that it can make; return how many those are."""
-    trail, played = [], 0
-    while True:
-        made = []
+class KnownError(BaseException):
+    """A run is where another one was before it: what can come from here has been seen, or will be."""
 
-        def choose(options):
-            made.append((trail[len(made)][0] if len(made) < len(trail) else 0, options))  # noqa: B023
-            return made[-1][0]  # noqa: B023
 
-        scenario(choose)
-        played += 1
-        while made and made[-1][0] + 1 == made[-1][1]:
-            made.pop()
-        if not made:
-            return played
-        trail = [*made[:-1], (made[-1][0] + 1, made[-1][1])]
+class Every:
+    """Plays a scenario once for each sequence of choices that it can make, but not twice from one situation."""
+
+    def __init__(self):
+        self._trail, self._made, self._known = [], [], set()
+
+    def play(self, scenario):
+        while True:
+            self._made = []
+            with suppress(KnownError):
+                scenario(self)
+            while self._made and self._made[-1][0] + 1 == self._made[-1][1]:
+                self._made.pop()
+            if not self._made:
+                return
+            chosen, options = self._made.pop()
+            self._trail = [*self._made, (chosen + 1, options)]
+
+    def at(self, situation):
+        if len(self._made) >= len(self._trail):
+            if situation in self._known:
+                raise KnownError
+            self._known.add(situation)
+
+    def __call__(self, options):
+        place = len(self._made)
+        self._made.append(self._trail[place] if place < len(self._trail) else (0, options))
+        return self._made[-1][0]
 
 
 @contextmanager
@@ -251,5 +271,11 @@ def test_whenever_late_objects_arrive_the_next_run_leaves_each_row_once():
     with outputs(rows=2) as output:
         for early, late in pairs(2):
             t = __import__("time").time()
-            n = every(lambda choose: converges(output, early, [late], choose))
+            n = [0]
+
+            def f(choose):
+                n[0] += 1
+                converges(output, early, [late], choose)
+
+            Every().play(f)
             print(early, late, n, len(output.seen), __import__("time").time() - t)
