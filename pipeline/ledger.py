@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import BulkscoreError, Held, Incomplete, JobError, Refused, StorageFailed
 from pipeline.plan import counting, remaining, tally
-from schemas.plan import Plan, Redo, Source, Split, Work
+from schemas.plan import NO_END, Plan, Redo, Source, Split, Work
 from schemas.receipt import Receipt, Stop
 
 if TYPE_CHECKING:
@@ -149,8 +149,9 @@ class Receipts:
             insort(self._names, f"{receipt.name}.json")
 
     def of(self, work: Work) -> list[Receipt]:
-        """Return the valid receipts that touch a piece of work; their names tell which, and no other is read.
+        """Return the valid receipts that decide what of a piece of work is done; names tell which: no other is read.
 
+        Beside those that overlap it these are the ones that overlap those, and so on: they may keep them from counting.
         The listing is as old as twenty times what it takes, at most: splits may be many, and receipts too.
         """
         with self._lock:
@@ -158,8 +159,7 @@ class Receipts:
                 self._names = self._list()
             names = self._names[bisect_left(self._names, f"{work.source.number:06d}-") :]
         mine = takewhile(lambda name: _place(name)[0] == work.source.number, names)
-        touching = (name for name in mine if _place(name)[1] < work.stop and work.start <= _place(name)[2])
-        found = [self._read(name) for name in touching]
+        found = [self._read(name) for name in _deciding(mine, work.start, work.stop)]
         return [one for one in found if all(map(self._store.exists, objects(one)))]
 
     def _list(self) -> list[str]:
@@ -171,6 +171,21 @@ class Receipts:
 
     def _read(self, name: str) -> Receipt:
         return decoded(self._store, f"receipts/{name}", _receipt)
+
+
+def _deciding(names: Iterable[str], start: int, stop: int) -> list[str]:
+    """Return those of one source's receipts, in order of their names, that hang together with rows `[start, stop)`."""
+    found: list[str] = []
+    group: list[str] = []
+    low = high = 0
+    for name in [*names, ""]:
+        _, first, last = _place(name) if name else (0, NO_END, NO_END)
+        if first >= high:  # nothing before it reaches so far
+            found += group if low <= stop and start <= high else []
+            group, low, high = [], first, first
+        group.append(name)
+        high = max(high, last)
+    return found
 
 
 def _place(name: str) -> tuple[int, int, int]:
