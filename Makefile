@@ -34,6 +34,8 @@ fuzz: .venv/.dev ## look for what breaks the properties, for FUZZ_SECONDS
 
 bench: .venv/.bench ## measure rivals and us in one run
 	@$(BIN)/python tests/bench/bench.py
+	@$(BIN)/python tests/bench/large.py
+	@$(BIN)/python tests/bench/planning.py
 
 schema: .venv/.dev ## rewrite schemas/job.schema.json from the job file's types
 	$(BIN)/bulkscore schema > schemas/job.schema.json

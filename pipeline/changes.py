@@ -32,6 +32,7 @@ def changed(store: Store, job: Job, planned: Planned, receipts: Receipts, how: H
 
     Raises JobError for keys that change answers, where nobody said what to do about it.
     """
+    _same_rows(store, job, planned)
     keys = changed_answers(decoded(store, "job.json", _resolved), job) if store.exists("job.json") else []
     if keys and how is None:
         raise JobError(
@@ -51,6 +52,17 @@ def changed(store: Store, job: Job, planned: Planned, receipts: Receipts, how: H
         left.setdefault(work.source.number, []).append(Range(work.start, work.stop))
     newest = max([0, *(one.generation for one in valid), *(one.generation for one in planned.redo)])
     return Changed(how, tuple(keys), left, newest + 1)
+
+
+def _same_rows(store: Store, job: Job, planned: Planned) -> None:
+    """Refuse to take whole files for rows in files, or the other way round: their plans have nothing in common."""
+    for source in planned.sources.values():
+        if source.listing != (job.input.format == "files"):
+            what = "whole files are" if source.listing else "rows in files are, not whole files,"
+            raise JobError(
+                f"input.format: {job.input.format} does not go with {store.uri}, where {what} planned; "
+                "use --restart, or a new output.path"
+            )
 
 
 def altered_files(files: list[str], *, keep: bool) -> str:

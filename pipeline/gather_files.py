@@ -110,11 +110,14 @@ class _Draft:
             for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
                 self._redo.append(Redo(source.number, generation, start, stop))
             return
-        left = self._changed.left.get(source.number, ())
-        undone = [row for row in rows.tolist() if any(start <= row < stop for start, stop in left)]
+        left = np.zeros(len(altered), np.bool_)
+        for start, stop in self._changed.left.get(source.number, ()):
+            left[start:stop] = True
+        undone = rows[left[rows]]
         keep = self._changed.how == "keep"
-        if undone or not keep:
-            raise JobError(altered_files([uris[row].as_py() for row in (undone or rows.tolist())], keep=keep))
+        if len(undone) or not keep:
+            named: Any = uris.take(undone if len(undone) else rows)
+            raise JobError(altered_files(named.to_pylist(), keep=keep))
 
     def add(self, listed: pa.Table) -> None:
         """Put the files that no listing has into one of their own."""

@@ -9,7 +9,7 @@ from pyarrow import ipc
 
 from pipeline.errors import JobError
 from pipeline.pieces import Found, Mark, Piece
-from pipeline.storage import open_seekable, open_source, open_stream
+from pipeline.storage import is_compressed, open_seekable, open_source, open_stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -79,9 +79,20 @@ def _select(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
 
 def _look_stream(uri: str) -> Found:
     fs, path = open_source(uri)
+    size = fs.get_file_info(path).size
+    if not is_compressed(uri):
+        with open_stream(uri) as stream:
+            _check_length(stream.read(8), size)
     with open_stream(uri) as stream, ipc.open_stream(stream) as reader:
         empty = not any(batch.num_rows for batch in reader)
-        return Found(reader.schema, 0 if empty else None, fs.get_file_info(path).size, empty=empty)
+        return Found(reader.schema, 0 if empty else None, size, empty=empty)
+
+
+def _check_length(head: bytes, size: int) -> None:
+    """See that the first message ends within the file: what is no stream may say a length that Arrow would allocate."""
+    length = int.from_bytes(head.removeprefix(b"\xff\xff\xff\xff")[:4], "little")
+    if length > size:
+        raise pa.ArrowInvalid(f"it is neither a file nor a stream: its first message would have {length} bytes")
 
 
 def _stream_batches(uri: str, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:

@@ -35,8 +35,9 @@ def showing(progress: Progress, total: int, *, quiet: bool) -> Iterator[None]:
 
 
 def line(counts: dict[str, int], total: int, seconds: float) -> str:
-    """Say in one line how far a run is."""
+    """Say in one line how far a run is; `total` may be a guess, which turns out to be too low."""
     rows = counts["rows"]
+    total = max(total, rows)
     rate = rows / seconds if seconds else 0.0
     left = f"{(total - rows) / rate:.0f} s left" if rate else "no end in sight yet"
     return (

@@ -486,7 +486,7 @@ def scored(folder, name, content, **given):
 
 
 def test_what_is_absent_in_jsonl_is_null_and_text_takes_all(tmp_path):
-    """A mixed column is text; what is no text is its JSON, to the letter."""
+    """A mixed column is text; what is no text is its JSON, to the letter. Empty lines are no rows."""
     text = '{"x": {"a": 1.50}, "y": true}\n\n{"x": "t"}\r\n{"x": [1, 2]}\n'
     assert scored(tmp_path, "a.jsonl", text) == [
         {"x": '{"a": 1.50}', "y": True},
@@ -508,6 +508,17 @@ def test_names_without_a_header(tmp_path):
     """The declared ones in their order, then f and the position."""
     given = {"csv": {"header": False}, "columns": {"id": "string", "n": "double"}}
     assert scored(tmp_path, "a.csv", "01,2,3,x\n", **given) == [{"id": "01", "n": 2.0, "f2": 3, "f3": "x"}]
+
+
+def test_a_key_that_comes_late_is_sent_only_if_it_is_declared(tmp_path):
+    """Columns are those of the first MiB, like their types."""
+    head = '{"x":1,"pad":"%s"}\n' % ("p" * 1000) * 1100
+    given = {"send": ["x", "late"], "columns": {"late": "string"}}
+    rows = scored(tmp_path / "declared", "a.jsonl", head + '{"x":2,"late":"y"}\n', **given)
+    assert rows[0] == {"x": 1, "late": None}
+    assert rows[-1] == {"x": 2, "late": "y"}
+    rows = scored(tmp_path / "not", "a.jsonl", head + '{"x":2,"late":"y"}\n')
+    assert rows[-1] == {"x": 2, "pad": None}
 
 
 FILES = {
