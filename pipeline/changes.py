@@ -12,12 +12,16 @@ from pipeline.ledger import decoded
 from pipeline.plan import Changed, Range
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
     from pipeline.ledger import Planned, Receipts
     from pipeline.plan import How
     from pipeline.storage import Store
     from schemas.job import Job
 
 _FEW: Final = 5
+_NUMBERING: Final = ("input.format:", *(f"input.csv.{key}:" for key in ("delimiter", "encoding", "header", "quote")))
+"""Keys that decide where a row begins: half a file cannot be read by one value, and half by another."""
 _resolved: Final = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -40,16 +44,14 @@ def changed(store: Store, job: Job, planned: Planned, receipts: Receipts, how: H
             "to score everything again, --changed keep to use the new value for the rest, --restart, "
             "or a new output.path"
         )
-    if how == "keep":
-        named = [key for key in keys if key.startswith("name:")]
-        if named:
-            raise JobError(f"{named[0]}; row_uuids are made of it, so --changed keep cannot mix both; use another way")
     if how is None:
         return Changed()
     valid = receipts.valid()
     left: dict[int, list[Range]] = {}
     for work in planned.remaining(planned.counting(valid)):
         left.setdefault(work.source.number, []).append(Range(work.start, work.stop))
+    if how == "keep":
+        _mixable(keys, left)
     newest = max([0, *(one.generation for one in valid), *(one.generation for one in planned.redo)])
     return Changed(how, tuple(keys), left, newest + 1)
 
@@ -58,11 +60,25 @@ def _same_rows(store: Store, job: Job, planned: Planned) -> None:
     """Refuse to take whole files for rows in files, or the other way round: their plans have nothing in common."""
     for source in planned.sources.values():
         if source.listing != (job.input.format == "files"):
-            what = "whole files are" if source.listing else "rows in files are, not whole files,"
+            what = "whole files" if source.listing else "rows in files"
             raise JobError(
-                f"input.format: {job.input.format} does not go with {store.uri}, where {what} planned; "
+                f"input.format: {job.input.format} does not go with {store.uri}, where {what} are planned; "
                 "use --restart, or a new output.path"
             )
+
+
+def _mixable(keys: Iterable[str], left: Collection[int]) -> None:
+    """Refuse to keep rows beside others that would have other names, or other numbers."""
+    for key in keys:
+        if key.startswith("name:"):
+            why = "row_uuids are made of it"
+        elif key.startswith(_NUMBERING) and left:
+            why = "rows are numbered by it, and not all planned ones are scored"
+        else:
+            continue
+        raise JobError(
+            f"{key}; {why}, so --changed keep cannot mix both; use --changed rescore, --restart, or a new output.path"
+        )
 
 
 def altered_files(files: list[str], *, keep: bool) -> str:

@@ -6,7 +6,7 @@ import json
 import shutil
 import uuid
 from contextlib import contextmanager
-from itertools import combinations, count, pairwise, product
+from itertools import combinations, count, pairwise
 from typing import NamedTuple
 from unittest import mock
 
@@ -25,8 +25,8 @@ BROKEN = 1
 """A row that cannot be sent: its range has dead letters, and nothing else where it is alone."""
 REMEMBERED = 8
 """So many listings a run may still know of when it decides: of receipts and objects, now and before it scored."""
-RUN, NEXT = "5", "9"
-"""Names of what a run writes itself, where a test gives it one."""
+RUN = "5"
+"""The name of what a run writes itself, where it may not be random."""
 
 
 class Attempt(NamedTuple):

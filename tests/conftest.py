@@ -18,7 +18,7 @@ TRUST = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"
 
 settings.register_profile("bulkscore", deadline=None, print_blob=True)  # a busy machine is no finding
 settings.register_profile(  # what tests/fuzz.py asks for; a strategy that is slow or rejects much is no finding either
-    "fuzz", settings.get_profile("bulkscore"), max_examples=1000, suppress_health_check=list(HealthCheck)
+    "fuzz", settings.get_profile("bulkscore"), max_examples=500, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile("bulkscore")
 

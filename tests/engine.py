@@ -57,6 +57,12 @@ def one_by_one(job, run, work):
         release(run)
 
 
+def again(job, run, work):
+    """Score everything in one worker after the other, as runners do that lost the first one's answer."""
+    one_by_one(job, run, work)
+    one_by_one(job, f"{run}-again", work)
+
+
 def twice(job, run, work):
     """Score everything in two workers at once, as runners do that doubt one of them; each has a service of its own."""
     ends = []

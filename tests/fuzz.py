@@ -19,6 +19,9 @@ PROPERTIES = ["test_packing_property.py", "test_attempts_property.py", "test_con
 HANGING = 1800
 """Seconds after which a test is taken to hang, which is a finding too."""
 
+ENDING = 15
+"""Seconds that a round has to tidy up when the time is over."""
+
 EXAMPLES = re.compile(r"(\d+) passing")
 
 
@@ -55,10 +58,21 @@ def run(line, seconds):
         try:
             told, _ = running.communicate(timeout=max(0.1, seconds))
         except subprocess.TimeoutExpired:
-            os.killpg(running.pid, signal.SIGKILL)
-            told, _ = running.communicate()
-            return None, told
+            return None, end(running)
+        except KeyboardInterrupt:
+            end(running)
+            raise
     return running.returncode, told
+
+
+def end(running):
+    """Interrupt a command with all it started, so that it tidies up; return what it told."""
+    os.killpg(running.pid, signal.SIGINT)
+    try:
+        return running.communicate(timeout=ENDING)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)
+        return running.communicate()[0]
 
 
 def main():

@@ -7,10 +7,10 @@ of those. After any write, of whomever, everybody may die: the next run must lea
 
 from __future__ import annotations
 
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import pytest
-from attempts import NEXT, RUN, Attempt, arriving, frozen, noted, numbered, outputs
+from attempts import RUN, Attempt, arriving, frozen, noted, numbered, outputs
 from engine import engine, examples, one_by_one
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,36 +45,41 @@ def ways(start, rows):
 
 
 def pairs(rows):
-    """Return all pairs of attempts: one at all rows, one at those that it finds undone; either's names sort first."""
+    """Return all pairs of attempts: one at all rows, one at those that it finds undone.
+
+    Whose names sort first decides between two receipts of the same range, and nothing else.
+    """
     return [
         (Attempt(one, name), Attempt(other, "4"))
         for start in range(rows)
         for one, other in product(ways(0, rows), ways(start, rows))
-        for name in "37"
+        for name in ("37" if {*pairwise(one)} & {*pairwise(other)} else "3")
     ]
+
+
+SMALL = [(early, late) for early, late in pairs(2) if 0 in late.borders and len(early.borders + late.borders) < 6]
 
 
 def test_wherever_two_attempts_end_the_next_run_leaves_each_row_once():
     """Attempts at three rows, cut in all ways, that die at any step."""
     with outputs(rows=3) as output:
-        for pair in pairs(3):
+        for pair in (pair for pair in pairs(3) if pair[0].name == "3"):
             for ends in product(*(range(len(output.puts(one)) + 1) for one in pair)):
                 output.heal(frozenset().union(*(output.puts(one)[:end] for one, end in zip(pair, ends, strict=True))))
 
 
-@pytest.mark.parametrize(("early", "late"), pairs(2))
+@pytest.mark.parametrize(("early", "late"), SMALL)
 def test_whenever_late_objects_arrive_the_next_run_leaves_each_row_once(early, late):
-    """Attempts at two rows: one has died anywhere, the other one goes on during a run, and whenever all die, it heals."""
+    """Attempts at two rows: one has died anywhere, the other goes on during a run, and then everybody dies anywhere."""
     with outputs(rows=2) as output:
-        running, healing = output.replay(RUN), output.replay(NEXT)
+        running = output.replay(RUN)
 
         def converges(schedule):
             for names, waiting in interleaved(output, early, [late], schedule, running):
                 for end in range(len(waiting[0]) + 1):
                     output.heal(names.union(waiting[0][:end]))
 
-        with engine(healing):
-            Every().play(converges)
+        Every().play(converges)
 
 
 @st.composite

@@ -463,6 +463,25 @@ def test_keep_does_not_take_another_name(make, form):
 
 
 @quick
+def test_keep_does_not_number_half_a_file_in_another_way(make):
+    """Without a header the rest would begin a row earlier, and one would be scored twice; once all is done, it may."""
+    world = make("csv")
+    world.write("a", "one", "two", "three")
+    world.run()
+    world.lose()
+    keys = {"input__csv": {"header": False}, "input__columns": {"word": "string"}}
+    told = world.refuses(*KEEP, **keys)
+    assert told.startswith(
+        "input.csv.header: was true, is false; rows are numbered by it, and not all planned ones are"
+    )
+    world.scores(expect=["three"], input__columns={})
+    world.path("b").write_text("four\n")
+    world.scores(*KEEP, expect=["four"], **keys)
+    assert world.answers() == ["m1 one", "m1 two", "m1 three", "m1 four"]
+    assert jobs.proved(world.out) == ()
+
+
+@quick
 @pytest.mark.parametrize("form", FORMATS)
 def test_rescore_of_everything_needs_every_file(make, form):
     """One that is gone could not be scored again: it is named, and its results stay."""
@@ -518,7 +537,7 @@ def test_keys_of_speed_place_and_verdict_never_refuse(make, form):
 @pytest.mark.parametrize(("before", "after"), [("csv", "files"), ("files", "csv")])
 @pytest.mark.parametrize("how", [(), RESCORE, KEEP])
 def test_rows_cannot_become_files_nor_files_rows(make, before, after, how):
-    """What a row is has changed: neither can be kept beside the other, nor takes its place; the message says what can be done."""
+    """What a row is has changed: neither can be kept beside the other, nor take its place."""
     world = make("csv")
     world.write("a", "one", "two")
     keys = {
@@ -737,8 +756,16 @@ def known(world, generation=0):
 
 @narrow
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("form", ["parquet", "csv.gz", "files"])
-@pytest.mark.parametrize(("breaking", "code"), [(dying, None), (failing, 6)], ids=["dies", "fails"])
+@pytest.mark.parametrize(
+    ("form", "breaking", "code"),
+    [
+        ("parquet", dying, None),
+        ("csv.gz", dying, None),
+        ("files", dying, None),
+        ("csv.gz", failing, 6),
+        ("files", failing, 6),
+    ],
+)
 def test_a_rescore_that_breaks_at_any_write_is_resumed(make, form, change, breaking, code):
     """By the plain command, once the new plan is there; else by the same one. What has a new receipt stays."""
     world, keys = make(form), CHANGES[change]
@@ -766,6 +793,22 @@ def test_a_rescore_that_breaks_at_any_write_is_resumed(make, form, change, break
 
 @narrow
 @pytest.mark.parametrize("form", FORMATS)
+def test_a_rescore_that_died_at_once_can_be_taken_back(make, form):
+    """The job file is as it was: what is to be scored again is scored by the old job."""
+    world = make(form)
+    world.write("a", "a1")
+    world.write("b", "b1")
+    world.run()
+    with mock.patch.object(run_module._Run, "_sign", side_effect=Killed), pytest.raises(Killed):
+        world.run(*RESCORE, service__version="v2")
+    assert not (world.out / "_SUCCESS").exists()
+    assert jobs.proved(world.out)[0].startswith("missing: rows ")
+    world.scores(expect=["a1", "b1"])
+    world.settled()
+
+
+@narrow
+@pytest.mark.parametrize("form", ["csv", "files"])
 def test_new_files_may_meet_a_crash_at_any_write(make, form):
     """A listing without its plan, a plan without its rows: the next run plans or scores just that."""
     world = make(form)
@@ -784,7 +827,7 @@ def test_new_files_may_meet_a_crash_at_any_write(make, form):
 
 @narrow
 @pytest.mark.parametrize("options", [(), ("--restart",)], ids=["plain", "restart"])
-@pytest.mark.parametrize("form", ["parquet", "csv", "files"])
+@pytest.mark.parametrize("form", ["parquet", "files"])
 def test_a_restart_may_die_at_any_write(make, form, options):
     """The same command begins anew; the plain one goes on with what the restart had planned, or plans it itself."""
     world = make(form)
