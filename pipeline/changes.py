@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _FEW: Final = 5
 _NUMBERING: Final = ("input.format:", *(f"input.csv.{key}:" for key in ("delimiter", "encoding", "header", "quote")))
 """Keys that decide where a row begins: half a file cannot be read by one value, and half by another."""
+_SHAPING: Final = ("input.keep:", "output.format:", "output.prediction:")
+"""Keys that decide what a result looks like."""
 _resolved: Final = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -47,13 +49,17 @@ def changed(store: Store, job: Job, planned: Planned, receipts: Receipts, how: H
     if how is None:
         return Changed()
     valid = receipts.valid()
+    counting = planned.counting(valid)
     left: dict[int, list[Range]] = {}
-    for work in planned.remaining(planned.counting(valid)):
+    for work in planned.remaining(counting):
         left.setdefault(work.source.number, []).append(Range(work.start, work.stop))
+    done: dict[int, list[Range]] = {}
+    for receipt in counting:
+        done.setdefault(receipt.source, []).append(Range(receipt.start, receipt.stop))
     if how == "keep":
         _mixable(keys, left)
     newest = max([0, *(one.generation for one in valid), *(one.generation for one in planned.redo)])
-    return Changed(how, tuple(keys), left, newest + 1)
+    return Changed(how, tuple(keys), left, done, newest + 1)
 
 
 def _same_rows(store: Store, job: Job, planned: Planned) -> None:
@@ -68,12 +74,14 @@ def _same_rows(store: Store, job: Job, planned: Planned) -> None:
 
 
 def _mixable(keys: Iterable[str], left: Collection[int]) -> None:
-    """Refuse to keep rows beside others that would have other names, or other numbers."""
+    """Refuse to keep rows beside others that would have other names, other numbers, or other columns."""
     for key in keys:
         if key.startswith("name:"):
             why = "row_uuids are made of it"
         elif key.startswith(_NUMBERING) and left:
             why = "rows are numbered by it, and not all planned ones are scored"
+        elif key.startswith(_SHAPING):
+            why = "all results have one schema"
         else:
             continue
         raise JobError(

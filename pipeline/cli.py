@@ -183,7 +183,7 @@ def verify(
     as_json: AsJson = False,  # noqa: FBT002
 ) -> int:
     """Prove from the files alone that every row came out exactly once."""
-    is_job = target.endswith((".yaml", ".yml"))
+    is_job = target.endswith((".yaml", ".yml")) or Path(target).is_file()
     location = load(Path(target), param, set_).output.path if is_job else target  # a Path would spoil a URL's //
     from pipeline.storage import Store
     from pipeline.verify import verify as prove

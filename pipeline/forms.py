@@ -89,8 +89,8 @@ def _parquet(draft: Draft, schema: pa.Schema) -> Writer:
         return pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=repeated)
     except pa.ArrowNotImplementedError as error:
         raise JobError(
-            f"output.format: parquet cannot hold a kept column: {str(error).partition(chr(10))[0]}; "
-            "leave it out of input.keep, or write jsonl or csv"
+            f"output.format: parquet cannot hold a column of the results: {str(error).partition(chr(10))[0]}; "
+            "leave it out of input.keep or output.prediction, or write jsonl or csv"
         ) from None
 
 

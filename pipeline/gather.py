@@ -56,8 +56,6 @@ def _draft_rows(job: Job, planned: Planned, run: str, changed: Changed) -> Plan 
     for one in listed:
         if one.path in known:
             news.again(known[one.path], one)
-            source = known[one.path]  # the input may have moved as a whole: its rows are the same rows
-            planned.sources[source.number] = structs.replace(source, uri=one.uri)
         else:
             news.todo.append((next(numbers), one))
     if changed.everything:
@@ -78,12 +76,15 @@ class _News:
 
     def again(self, source: Source, one: Listed) -> None:
         """Meet a file that is planned."""
-        same = one.version in {source.version, source.accepted}
+        accepted = one.version == source.accepted and source.number not in self._changed.left
+        same = one.version == source.version or accepted
         if self._changed.everything or (not same and self._changed.how == "rescore"):
             self.todo.append((source.number, one))
             self._redo.append(Redo(source.number, self._changed.generation))
         elif not same and self._changed.how == "keep" and source.number not in self._changed.left:
             self._kept.append(structs.replace(source, uri=one.uri, accepted=one.version))
+        elif same and one.uri != source.uri:  # the input moved as a whole: its rows are the same rows
+            self._kept.append(structs.replace(source, uri=one.uri))
         elif not same:
             self._odd.append(f"{one.uri} ({source.version}, now {one.version})")
 
@@ -164,9 +165,12 @@ def _types(found: Found) -> dict[str, str]:
 
 
 def _same_columns(job: Job, one: Listed, found: Found, columns: dict[str, str]) -> None:
-    """Where all columns are sent, all files have the same ones; `input.send` says which ones matter."""
+    """Where all columns are sent, all files have the same ones; `input.send` says which ones matter.
+
+    Lines of JSON have keys of their own: those that the first file did not show are not sent.
+    """
     odd = sorted(columns.keys() ^ set(found.schema.names))
-    if job.input.send is None and odd:
+    if job.input.send is None and odd and job.input.format != "jsonl":
         has = "has" if odd[0] in found.schema.names else "does not have"
         raise JobError(
             f"input.path: {one.uri} {has} a column {odd[0]!r}, unlike files before it; "

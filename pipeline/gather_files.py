@@ -15,11 +15,12 @@ from pipeline.changes import altered_files, elsewhere, gone
 from pipeline.columns import check_columns, columns_of
 from pipeline.errors import JobError
 from pipeline.forms import check_form
-from pipeline.globs import keep_apart, shared_folder
+from pipeline.globs import keep_apart, plain, shared_folder
 from pipeline.ledger import NewPlan
 from pipeline.listing import listing_table
 from pipeline.plan import cut
 from pipeline.read_files import SCHEMA, read_listing
+from pipeline.write import fields_of
 from schemas.plan import Plan, Redo, Source
 from schemas.tables import result_schema
 
@@ -39,6 +40,7 @@ def checked_columns(job: Job, schema: pa.Schema) -> Columns:
     """Choose the columns of the input. Raises JobError for what cannot be sent, and for what cannot be written."""
     columns = columns_of(job, schema)
     prediction = types_of(job.output.prediction, "output.prediction")
+    fields_of(prediction)
     check_form(job.output.format, result_schema(columns.kept, prediction))
     return columns
 
@@ -50,7 +52,8 @@ def list_input(job: Job, *, may_be_gone: bool) -> pa.Table:
     """
     for pattern in job.input.path:
         keep_apart(pattern, job.output.path, job.output.format)
-    return listing_table(job.input.path, shared_folder(job.input.path), may_be_gone=may_be_gone)
+    patterns = [plain(pattern) for pattern in job.input.path]
+    return listing_table(patterns, shared_folder(patterns), may_be_gone=may_be_gone)
 
 
 def draft_files(job: Job, store: Store, planned: Planned, run: str, changed: Changed) -> NewPlan | None:
@@ -62,17 +65,18 @@ def draft_files(job: Job, store: Store, planned: Planned, run: str, changed: Cha
     if listed.num_rows:
         check_columns(job, SCHEMA, listed["uri"][0].as_py())
         checked_columns(job, SCHEMA)
-    draft = _Draft(planned, changed)
+    draft = _Draft(planned, changed, run)
     for source in planned.sources.values():
         draft.compare(source, read_listing(store, source), listed)
     draft.add(listed)
-    return draft.plan(job, run)
+    return draft.plan(job)
 
 
 class _Draft:
     """Listings that are new or changed, and what of them is to be done again."""
 
-    def __init__(self, planned: Planned, changed: Changed) -> None:
+    def __init__(self, planned: Planned, changed: Changed, run: str) -> None:
+        self._run = run
         self._planned = planned
         self._changed = changed
         self._paths: list[pa.ChunkedArray[Any]] = []
@@ -95,6 +99,7 @@ class _Draft:
             self._redo.append(Redo(source.number, self._changed.generation))
         elif altered.any():
             self._judge(source, now["uri"], altered)
+            self._spare(source, old["uri"], altered, there)
         if moved.any() or altered.any() or self._changed.everything:
             mask = pa.chunked_array([pa.array(there)])
             columns = {name: pc.if_else(mask, now[name], old[name]) for name in old.column_names}
@@ -119,6 +124,15 @@ class _Draft:
             named: Any = uris.take(undone if len(undone) else rows)
             raise JobError(altered_files(named.to_pylist(), keep=keep))
 
+    def _spare(self, source: Source, uris: pa.ChunkedArray[Any], altered: Mask, there: Mask) -> None:
+        """Refuse to give up the results of files that are gone, which receipts cover together with changed ones."""
+        again = np.zeros(len(altered), np.bool_)
+        for start, stop in self._changed.done.get(source.number, ()) if self._redo else ():
+            again[start:stop] |= bool(altered[start:stop].any())
+        lost = np.flatnonzero(again & ~there)
+        if len(lost):
+            raise JobError(gone(uris[int(lost[0])].as_py()))
+
     def add(self, listed: pa.Table) -> None:
         """Put the files that no listing has into one of their own."""
         known = pa.chunked_array([chunk for paths in self._paths for chunk in paths.chunks], pa.string())
@@ -130,7 +144,7 @@ class _Draft:
             version = f"{rows}-{digest[:16]}"  # of which files these are: a file that changes has its own version
             self._put(Source(number, self._name(number), "", size, version, rows, listing=True), fresh)
 
-    def plan(self, job: Job, run: str) -> NewPlan | None:
+    def plan(self, job: Job) -> NewPlan | None:
         """Make the plan, if there is anything to plan."""
         if not self._sources:
             return None
@@ -139,7 +153,7 @@ class _Draft:
         splits = list(cut(fresh, workers=job.runner.workers, row_bytes=size // max(1, rows), marks={}))
         splits += [split for split in self._planned.splits if split.source in self._sources]
         columns = {field.name: str(field.type) for field in SCHEMA}
-        plan = Plan(run, columns, tuple(self._sources.values()), tuple(splits), tuple(self._redo))
+        plan = Plan(self._run, columns, tuple(self._sources.values()), tuple(splits), tuple(self._redo))
         return NewPlan(plan, self._listings)
 
     def _put(self, source: Source, listing: pa.Table) -> None:
@@ -147,7 +161,7 @@ class _Draft:
         self._listings[source.uri] = listing
 
     def _name(self, number: int) -> str:
-        return f"plan/{self._planned.count:06d}-{number:06d}.parquet"
+        return f"plan/{self._planned.count:06d}-{number:06d}-{self._run}.parquet"
 
 
 def _differ(old: pa.ChunkedArray[Any], now: pa.ChunkedArray[Any]) -> Mask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from fnmatch import fnmatchcase
 from itertools import takewhile
@@ -13,6 +14,7 @@ from pipeline.errors import JobError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+_LOCAL: Final = "file://"
 _HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 WILD: Final = re.compile(r"[*?\[]")
 
@@ -24,7 +26,7 @@ OUR_NAMES: Final = (
     "results/000000-000000000000-000000000001-0-000000000000.{form}",
     "errors/000000-000000000000-000000000001-0-000000000000.jsonl",
     "receipts/000000-000000000000-000000000001-0-000000000000.json",
-    "plan/000000-000000.parquet",
+    "plan/000000-000000-20261121T000000-000000.parquet",
     "runs/20261121T000000-000000.json",
     "runs/20261121T000000-000000.html",
 )
@@ -75,19 +77,30 @@ def folders(uri: str) -> dict[str, str | None]:
     return {name: None if value == _HIVE_NULL else value for name, value in values.items()}
 
 
+def plain(location: str) -> str:
+    """Return a local URI as the path that it is; only such URIs are written with percent signs."""
+    return unquote(location.removeprefix(_LOCAL)) if location.startswith(_LOCAL) else location
+
+
 def keep_apart(pattern: str, output: str, form: str = "parquet") -> None:
     """Refuse, with a JobError, an output one of whose objects would be read as input by the next run.
 
     `form` is that of the results.
     """
-    folder, rest = split_pattern(pattern.removeprefix("file://"))
-    inside = f"{folder.rstrip('/')}/"
+    folder, rest = split_pattern(plain(pattern))
+    inside = f"{_real(folder).rstrip('/')}/"
+    out = _real(plain(output)).rstrip("/")
     for name in (one.format(form=form) for one in OUR_NAMES):
-        path = f"{output.removeprefix('file://').rstrip('/')}/{name}"
+        path = f"{out}/{name}"
         if path.startswith(inside) and matches(rest, path.removeprefix(inside)):
             raise JobError(
                 f"output.path: {output} is inside the input: its {name} would match {pattern}; move one of them"
             )
+
+
+def _real(location: str) -> str:
+    """Follow the links of a path; URLs have none."""
+    return location if "://" in location else os.path.realpath(location)
 
 
 def nothing_at(pattern: str, *, folder: bool = False) -> str:

@@ -92,17 +92,42 @@ class Planned:
 def read_plans(store: Store) -> Planned:
     """Read every plan of an output, oldest first; a draft that a crash left is none."""
     names = (name for name in store.names("plan") if name.endswith(".json"))
-    return Planned(decoded(store, f"plan/{name}", _plan) for name in names)
+    planned = Planned(decoded(store, f"plan/{name}", _plan) for name in names)
+    strange = next((split.source for split in planned.splits if split.source not in planned.sources), None)
+    if strange is not None:
+        raise JobError(
+            f"{store.uri}/plan is not as bulkscore wrote it: there is no source {strange}; put it back, "
+            "or take a new output.path"
+        )
+    return planned
 
 
 def write_plan(store: Store, draft: NewPlan, number: int) -> None:
-    """Write a plan, its listings first; it is never changed afterwards."""
+    """Write a plan, its listings first; it is never changed afterwards.
+
+    Raises Held where another run has written that plan: whoever does not know it would number files anew. On a local
+    disk a name is taken once; elsewhere each run has its own, and runs that see each other's all stand back.
+    """
     for name, table in draft.listings.items():
         with store.create("plan") as file:
             pq.write_table(table, cast("Any", file), compression="zstd", row_group_size=_GROUP_ROWS)
             file.keep(name)
     content = _encoder.encode(draft.plan)
-    store.write(f"plan/{number:06d}.json", msgspec.json.format(content, indent=1) if len(content) < _LARGE else content)
+    content = msgspec.json.format(content, indent=1) if len(content) < _LARGE else content
+    if store.local:
+        alone = store.write_new(f"plan/{number:06d}.json", content)
+    else:
+        own = f"{number:06d}-{draft.plan.run}.json"
+        store.write(f"plan/{own}", content)
+        alone = not any(_is_plan(name, number) for name in store.names("plan") if name != own)
+        if not alone:
+            store.delete(f"plan/{own}")
+    if not alone:
+        raise Held(f"another run has just planned {store.uri}; run again when it is over")
+
+
+def _is_plan(name: str, number: int) -> bool:
+    return name.endswith(".json") and name.partition(".")[0].partition("-")[0] == f"{number:06d}"
 
 
 class NewPlan(NamedTuple):
@@ -130,11 +155,13 @@ class Receipts:
 
     def all(self) -> list[Receipt]:
         """Return all receipts, by name, whether they count or not."""
-        names = self._list()
+        with self._lock:
+            names = self._list()
         new = [name for name in names if name not in self._known]
         with ThreadPoolExecutor(_READERS) as pool:  # on an object store each is a request
-            known = {**self._known, **dict(zip(new, pool.map(self._read, new), strict=True))}
-        self._known = {name: known[name] for name in names}
+            found = zip(new, pool.map(self._read, new), strict=True)
+            known = {**self._known, **{name: one for name, one in found if one}}
+        self._known = {name: known[name] for name in names if name in known}
         return list(self._known.values())
 
     def valid(self) -> list[Receipt]:
@@ -156,21 +183,33 @@ class Receipts:
         """
         with self._lock:
             if self._clock() - self._listed >= self._patience:
-                self._names = self._list()
+                self._list()
             names = self._names[bisect_left(self._names, f"{work.source.number:06d}-") :]
         mine = takewhile(lambda name: _place(name)[0] == work.source.number, names)
-        found = [self._read(name) for name in _deciding(mine, work.start, work.stop)]
-        return [one for one in found if all(map(self._store.exists, objects(one)))]
+        found = map(self._read, _deciding(mine, work.start, work.stop))
+        return [one for one in found if one and all(map(self._store.exists, objects(one)))]
 
     def _list(self) -> list[str]:
         began = self._clock()
-        names = [name for name in self._store.names("receipts") if _NAME.fullmatch(name)]
+        self._names = [name for name in self._store.names("receipts") if _NAME.fullmatch(name)]
         self._listed = self._clock()
         self._patience = 20 * (self._listed - began)
-        return names
+        return list(self._names)  # `add` changes the other one
 
-    def _read(self, name: str) -> Receipt:
-        return decoded(self._store, f"receipts/{name}", _receipt)
+    def _read(self, name: str) -> Receipt | None:
+        """Read a receipt; None where another run has removed it since it was listed."""
+        try:
+            receipt = decoded(self._store, f"receipts/{name}", _receipt)
+        except StorageFailed:
+            if self._store.exists(f"receipts/{name}"):
+                raise
+            return None
+        if f"{receipt.name}.json" != name or not 0 <= receipt.start <= receipt.stop < NO_END:
+            raise JobError(
+                f"{self._store.uri}/receipts/{name} is not as bulkscore wrote it: it speaks of {receipt.name}; "
+                "put it back, or delete it and run again"
+            )
+        return receipt
 
 
 def _deciding(names: Iterable[str], start: int, stop: int) -> list[str]:

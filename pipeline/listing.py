@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -74,6 +75,13 @@ class _Place(NamedTuple):
     uri: str
     above: str
 
+    def turns(self, info: FileInfo) -> bool:
+        """Whether a folder is a link to one that it is in: its files are there without it, again and again with it."""
+        with suppress(UnicodeDecodeError):  # such a name is told if it matters
+            if isinstance(self.fs, LocalFileSystem) and Path(info.path).is_symlink():
+                return Path(info.path).parent.resolve().is_relative_to(Path(info.path).resolve())
+        return False
+
     def batch(self, folder: str, infos: list[FileInfo]) -> pa.RecordBatch:
         """Return files that are in a folder below the root as a part of the table."""
         names = self.readable(map(_name, infos))
@@ -130,7 +138,8 @@ def _walk(place: _Place, rest: str) -> Iterator[pa.RecordBatch]:
         below = f"{folder}/" if folder else ""
         infos = place.fs.get_file_info(FileSelector(f"{place.root}/{folder}".rstrip("/"), allow_not_found=True))
         files = [one for one in infos if one.type == FileType.File and matches(rest, f"{below}{_name(one)}")]
-        folders = [f"{below}{_name(one)}" for one in infos if one.type == FileType.Directory]
+        inner = (one for one in infos if one.type == FileType.Directory and not place.turns(one))
+        folders = [f"{below}{_name(one)}" for one in inner]
         return place.batch(folder, files), place.readable(one for one in folders if may_hold(rest, one))
 
     level = [""]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from itertools import pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from msgspec import structs
@@ -40,12 +40,14 @@ class Changed(NamedTuple):
     """What to do about planned files, and keys, that changed.
 
     `how` is what the user says: score again, or keep what is done. `keys` are the keys that changed answers, in words.
-    `left` are the rows that are not done, by source number; `generation` is newer than all there are.
+    `left` are the rows that are not done, and `done` those of each receipt that counts, by source number; `generation`
+    is newer than all there are.
     """
 
     how: How | None = None
     keys: tuple[str, ...] = ()
     left: Mapping[int, Sequence[Range]] = {}
+    done: Mapping[int, Sequence[Range]] = {}
     generation: int = 1
 
     @property
@@ -92,28 +94,47 @@ def counting(receipts: Iterable[Receipt], versions: Mapping[int, str], redo: Ite
     The order is total, so every reader takes the same ones, whatever attempts ran at once. `versions` is by source
     number; a receipt of a source that is not in it does not count, nor one that `redo` has outdated.
     """
-    outdating: dict[int, list[Redo]] = {}
-    for order in redo:
-        outdating.setdefault(order.source, []).append(order)
+    orders = _by_generation(redo)
     current = (
         one
         for one in receipts
-        if versions.get(one.source) == one.version
-        and not any(_outdates(order, one) for order in outdating.get(one.source, ()))
+        if versions.get(one.source) == one.version and not _outdated(one, orders.get(one.source, {}))
     )
     taken: dict[int, list[Receipt]] = {}
     for receipt in sorted(current, key=lambda one: (one.source, -one.generation, one.start, one.stop, one.attempt)):
         others = taken.setdefault(receipt.source, [])  # sorted by start, no two of them overlap
-        place = bisect_left(others, receipt.start, key=lambda one: one.start)
+        place = bisect_left(others, (receipt.start, receipt.stop), key=lambda one: (one.start, one.stop))
         if all(_apart(receipt, other) for other in others[max(0, place - 1) : place + 1]):
             others.insert(place, receipt)
     return [receipt for others in taken.values() for receipt in others]
 
 
-def _outdates(order: Redo, receipt: Receipt) -> bool:
-    touched = receipt.start < order.stop and order.start < receipt.stop
-    whole = order.stop == NO_END and order.start == 0  # an empty receipt touches nothing, and may tell of an end
-    return receipt.generation < order.generation and (touched or whole)
+class _Orders(NamedTuple):
+    """Ranges to be scored again: where they start, in order, and how far they reach with all before them."""
+
+    starts: Sequence[int]
+    reach: Sequence[int]
+
+
+def _by_generation(redo: Iterable[Redo]) -> dict[int, dict[int, _Orders]]:
+    """Sort orders by source and generation."""
+    sorted_ = sorted(redo, key=lambda one: (one.source, one.generation, one.start))
+    found: dict[int, dict[int, _Orders]] = {}
+    for (source, generation), same in groupby(sorted_, key=lambda one: (one.source, one.generation)):
+        orders = list(same)
+        reach = accumulate((one.stop for one in orders), max)
+        found.setdefault(source, {})[generation] = _Orders([one.start for one in orders], list(reach))
+    return found
+
+
+def _outdated(receipt: Receipt, orders: Mapping[int, _Orders]) -> bool:
+    """Whether an order of a later generation takes in rows of a receipt, or its source to the very end."""
+    for generation, (starts, reach) in orders.items():
+        before = bisect_left(starts, receipt.stop)  # orders that start before the receipt stops
+        taken_in = before and receipt.start < min(reach[before - 1], receipt.stop)
+        if receipt.generation < generation and (taken_in or reach[-1] == NO_END):
+            return True
+    return False
 
 
 def _apart(one: Receipt, other: Receipt) -> bool:

@@ -82,10 +82,14 @@ class Reader:
         Raises StorageFailed, naming the file, when it vanished, was cut, or is no longer the file that was planned;
         what was read before that is yielded.
         """
-        with _reading(work.source.uri):
-            file = self._file(work, start)
-            while file.position < stop and (piece := file.take(start, stop)) is not None:
-                yield _finished(piece, work.source, self._wanted)
+        try:
+            with _reading(work.source.uri):
+                file = self._file(work, start)
+                while file.position < stop and (piece := file.take(start, stop)) is not None:
+                    yield _finished(piece, work.source, self._wanted)
+        except Exception:
+            self.close()  # whoever reads on would take the failure for the file's end
+            raise
 
     def close(self) -> None:
         """Close the file that is open, if one is."""
@@ -138,7 +142,9 @@ def as_planned(source: Source) -> None:
     info = fs.get_file_info(path)
     if f"{info.size}-{info.mtime_ns}" != source.version:
         what = "is gone since" if info.type == FileType.NotFound else "changed after"
-        raise StorageFailed(f"{source.uri} {what} it was planned; put it back, or run again to see how")
+        raise StorageFailed(
+            f"{source.uri} {what} it was planned; put it back, or use --changed rescore to score what is there"
+        )
 
 
 def _slice(piece: Piece, low: int, high: int) -> Piece:
@@ -166,7 +172,11 @@ def _finished(piece: Piece, source: Source, wanted: Wanted) -> Batch:
             for position, message in faults.items():
                 broken.setdefault(position, Broken("unreadable", message, _stored(data, position)))
         columns[name] = column
-    finished = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    if columns:
+        finished = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    else:  # a batch made of no columns would have no rows
+        rows: Any = pa.array([{}] * data.num_rows, pa.struct([]))
+        finished = pa.RecordBatch.from_struct_array(rows)
     return Batch(piece.first, finished, broken, uris, paths)
 
 

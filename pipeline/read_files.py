@@ -159,7 +159,7 @@ def _opened(row: Row, largest: int | None) -> Row:
         return row
     try:
         return _read(row, *open_source(row.uri), largest)
-    except (OSError, ValueError) as error:  # what Arrow raises is one of them
+    except (OSError, ValueError, pa.ArrowException) as error:  # what Arrow raises is one of them
         if getattr(error, "errno", None) in _OURS:
             raise
         return _broken(row, "unreadable", f"cannot be read: {getattr(error, 'strerror', None) or error}")

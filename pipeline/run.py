@@ -222,14 +222,14 @@ def _clear(store: Store) -> None:
 def _remove_strays(store: Store, receipts: Iterable[Receipt], planned: Planned) -> None:
     """Remove objects that no counting receipt names, receipts that do not count, old listings, and a crash's drafts."""
     named = {f"receipts/{receipt.name}.json" for receipt in receipts}
-    named |= {source.uri for source in planned.sources.values() if source.listing}
     named |= {one.name for receipt in receipts for one in (receipt.results, receipt.errors) if one}
     for folder in ("results", "errors", "receipts"):
         for name in store.names(folder):
             if f"{folder}/{name}" not in named:
                 store.delete(f"{folder}/{name}")
-    for name in store.names("plan"):
-        if name.endswith(".parquet") and f"plan/{name}" not in named:
+    listings = {source.uri for source in planned.sources.values() if source.listing}
+    for name in store.names("plan"):  # a later plan may be in the making: it is another run's
+        if name.endswith(".parquet") and f"plan/{name}" not in listings and int(name[:6]) < planned.count:
             store.delete(f"plan/{name}")
     for folder in (".", "plan", "runs"):
         for name in filter(is_draft, store.names(folder)):

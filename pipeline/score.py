@@ -132,9 +132,9 @@ class Scorer:
                     if self.stopping:
                         break
                     course.start(chunk)
-            course.finish(end=hole.stop == NO_END and not self.stopping and not failed)
-            if failed:
-                self._stop(failed[0])
+                if failed:
+                    self._stop(failed[0])
+            course.finish(end=hole.stop == NO_END and not self.stopping)
         except BulkscoreError as error:
             self._stop(error)
         except Exception:

@@ -86,6 +86,12 @@ class Store:
             draft.write(content)
             draft.keep(name)
 
+    def write_new(self, name: str, content: bytes) -> bool:
+        """Write a small object in one piece unless there is one; whether it was written. For local folders alone."""
+        with self.create(str(Path(name).parent)) as draft:
+            draft.write(content)
+            return draft.keep_new(name)
+
     def delete(self, name: str) -> None:
         """Delete an object; one that is gone already is no error."""
         with storing("delete", f"{self.uri}/{name}"), suppress(FileNotFoundError):
@@ -146,6 +152,18 @@ class Draft:
                 with self._fs.open_output_stream(target) as stream:
                     shutil.copyfileobj(self._file, stream, 1 << 20)
         return StoredObject(name, self.size, self._hash.hexdigest())
+
+    def keep_new(self, name: str) -> bool:
+        """Make it visible as `name` unless there is such an object; whether it was done. For local folders alone."""
+        assert self._part
+        with storing("write", f"{self._root}/{name}"):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            try:
+                Path(self._root, name).hardlink_to(self._part)
+            except FileExistsError:
+                return False
+        return True
 
     def close(self) -> None:
         """Give up what was not kept; what cannot even be closed, on a full disk, was not kept either."""

@@ -65,13 +65,25 @@ def verify(store: Store) -> Verdict:
         *_hollow(receipts, counting, there),
         *_missing(planned, counting),
         *_strays(counting, there),
-        *_behind(planned, counting),
-        *_recounted(store, job.name, planned, counting),
     ]
+    behind = _behind(planned, counting)
+    breaches += behind.values()
+    breaches += _recounted(store, job.name, planned, [one for one in counting if one.name not in behind])
     rows = planned.tally(counting)
+    if rows.left > 0 and not any(breach.startswith("missing") for breach in breaches):
+        breaches.append(f"missing: {rows.left} rows that no split of the plan has")
     if store.exists(SUCCESS):
-        breaches += _unearned(breaches, Allowance.read(job.errors.allow), rows.dead, rows.planned)
+        breaches += _unearned(breaches, _allowance(store, job), rows.dead, rows.planned)
     return Verdict(store.uri, rows.planned, rows.scored, rows.dead, tuple(breaches))
+
+
+def _allowance(store: Store, job: _Job) -> Allowance:
+    try:
+        return Allowance.read(job.errors.allow)
+    except ValueError as error:
+        raise JobError(
+            f"{store.uri}/job.json is not as bulkscore wrote it: errors.allow: {error}; put it back"
+        ) from None
 
 
 def _unearned(breaches: list[str], allow: Allowance, dead: int, planned: int) -> list[str]:
@@ -105,8 +117,9 @@ def _strays(counting: Iterable[Receipt], there: Iterable[str]) -> Iterator[str]:
             yield f"object without receipt: {name}; the next run removes it"
 
 
-def _behind(planned: Planned, counting: list[Receipt]) -> Iterator[str]:
+def _behind(planned: Planned, counting: list[Receipt]) -> dict[str, str]:
     """Name receipts with rows that their source does not have: planning knew its rows, or the first end is its end."""
+    breaches: dict[str, str] = {}
     ends: dict[int, int] = {}
     for receipt in counting:
         if receipt.end:
@@ -115,7 +128,10 @@ def _behind(planned: Planned, counting: list[Receipt]) -> Iterator[str]:
         source = planned.sources[receipt.source]
         rows = ends.get(source.number, NO_END) if source.rows is None else source.rows
         if receipt.stop > rows:
-            yield f"foreign: {receipt.name} goes on behind the end of {source.uri}, which has {rows} rows"
+            breaches[receipt.name] = (
+                f"foreign: {receipt.name} goes on behind the end of {source.uri}, which has {rows} rows"
+            )
+    return breaches
 
 
 def _recounted(store: Store, job: str, planned: Planned, counting: list[Receipt]) -> Iterator[str]:

@@ -64,7 +64,7 @@ class RangeWriter:
         self._work = work
         self._form = form
         self._schema = result_schema(kept, prediction)
-        self._fields = _fields(prediction) if prediction else None
+        self._fields = fields_of(prediction) if prediction else None
         self._letters = Letters(work.source, RowEncoder(kept, kept.names, rename={}, key="input.keep"))
         self._run = run
         self._clock = clock
@@ -158,7 +158,11 @@ class RangeWriter:
         return _Object(self._store, self._work.source, self._schema, self._form, self._clock(), started_at)
 
 
-def _fields(prediction: Mapping[str, pa.DataType]) -> JsonRows:
+def fields_of(prediction: Mapping[str, pa.DataType]) -> JsonRows:
+    """Return what reads answers as the declared fields. Raises JobError for a type that answers are not read as."""
+    for name, kind in prediction.items():
+        if "_view" in str(kind):  # Parquet's writer cannot take slices of them
+            raise JobError(f"output.prediction.{name}: {kind} is not written; declare the type without _view")
     try:
         return JsonRows(prediction, loose=False)
     except NotFromJson as what:

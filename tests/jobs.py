@@ -137,7 +137,7 @@ def lasting(out):
 
 def letters(out):
     """Read all dead letters, in input order."""
-    lines = (line for path in sorted((out / "errors").glob("*.jsonl")) for line in path.read_text("utf-8").splitlines())
+    lines = (line for path in sorted((out / "errors").glob("*.jsonl")) for line in path.read_bytes().splitlines())
     return [json.loads(line) for line in lines]
 
 

@@ -210,6 +210,8 @@ def test_a_kept_column_that_parquet_lacks_is_told_before_the_first_request():
     schema = pa.schema([pa.field("x", pa.month_day_nano_interval()), *PLACE])
     check_form("jsonl", schema)
     check_form("csv", schema)
-    with pytest.raises(JobError, match=r"^output\.format: parquet cannot hold a kept column: .*month_day_nano") as told:
+    with pytest.raises(
+        JobError, match=r"^output\.format: parquet cannot hold a column of the results: .*month_day_nano"
+    ) as told:
         check_form("parquet", schema)
     assert "\n" not in str(told.value)
