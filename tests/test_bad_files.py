@@ -358,6 +358,24 @@ def test_a_jsonl_file_has_the_columns_of_the_first_one(desk):
     assert desk.rows() == {("a.jsonl", 0): {"x": 1, "y": "a"}, ("b.jsonl", 0): {"x": 2, "y": None}}
 
 
+@pytest.mark.parametrize("columns", [{}, {"x": "int64"}])
+def test_a_key_that_comes_later_is_in_nobodys_way(desk, columns):
+    """Whether columns are found or all are declared: the files before it had none such, so it is not sent."""
+    put(desk, a__jsonl=b'{"x":1}\n', b__jsonl=b'{"x":2,"z":3}\n{"z":4}\n')
+    done = desk.run("in/*.jsonl", columns=columns)
+    assert (done.code, done.err) == (0, "")
+    assert desk.rows() == {("a.jsonl", 0): {"x": 1}, ("b.jsonl", 0): {"x": 2}, ("b.jsonl", 1): {"x": None}}
+
+
+def test_rows_with_nothing_in_them_are_rows(desk):
+    """Each is sent as an empty object, and has its answer."""
+    put(desk, a__jsonl=b"{}\n{}\n{}\n")
+    done = desk.run("in/a.jsonl")
+    assert (done.code, done.err) == (0, "")
+    assert desk.rows() == {("a.jsonl", row): {} for row in range(3)}
+    assert jobs.proved(desk.out) == ()
+
+
 def test_a_later_file_of_other_types_has_dead_letters(desk):
     """CSV has the types of the first file, for good."""
     put(desk, a__csv=b"x\n1\n", b__csv=b"x\n1.5\n2\n")
@@ -454,7 +472,7 @@ def test_a_file_that_changes_between_planning_and_reading(desk, name, change):
     with engine(changed_first):
         told = line_of(jobs.call("run", job), 6)
     what = "is gone since" if change == "removed" else "changed after"
-    assert told == f"{path.as_uri()} {what} it was planned; put it back, or run again to see how"
+    assert told == f"{path.as_uri()} {what} it was planned; put it back, or use --changed rescore to score what is there"
     assert desk.seen.calls == []
     path.write_bytes(PLANNED[name])
     os.utime(path, ns=(planned.st_atime_ns, planned.st_mtime_ns))

@@ -13,6 +13,7 @@ import pytest
 from engine import examples, place
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 import jobs
 from pipeline.errors import JobError
@@ -208,6 +209,52 @@ def test_an_input_that_moved_is_followed(folder):
             (one.number, one.path, one.version) for one in planned.sources.values()
         }
         assert sorted(new.plan.splits, key=str) == sorted(planned.splits, key=str)
+
+
+def test_an_input_that_moved_is_known_by_its_new_place(folder):
+    """Patterns that begin elsewhere name the files where they are now: they are refused, not scored twice."""
+    folder.write("a", 1)
+    folder.plan()
+    shutil.move(folder.folder / "in", folder.folder / "new")
+    folder.pattern = "new/**/*"
+    folder.plan()
+    assert folder.draft() is None
+    folder.write("b", 1)
+    folder.pattern = ["new/**/*", "in/**/*"]
+    with pytest.raises(JobError, match=MOVED):
+        folder.draft()
+
+
+def test_a_kept_file_that_moves_is_still_kept(tmp_path):
+    """Its accepted version goes with it."""
+    folder = Folder(tmp_path, "csv")
+    folder.write("a", 1)
+    folder.plan()
+    folder.write("a", 2)
+    [kept] = folder.plan(Changed("keep")).sources
+    shutil.move(folder.folder / "in", folder.folder / "new")
+    folder.pattern = "new/**/*"
+    [moved] = folder.plan().sources
+    assert moved == structs.replace(kept, uri=(folder.folder / "new" / "a").as_uri())
+    assert folder.draft() is None
+
+
+@pytest.mark.parametrize("name", ["a", "*"])
+def test_an_input_may_be_a_uri_with_percent_signs(folder, name):
+    """In folder and name they are those that a local URI has; the rows are those of the path."""
+    paths = [folder.write("per cent/a b%20", 1), folder.write("100%25/é", 1)]
+    below = [path.relative_to(folder.folder / "in").as_posix() for path in paths]
+    if name == "a":
+        folder.pattern = [path.as_uri() for path in paths]
+    else:
+        folder.pattern = [f"{path.parent.as_uri()}/*" for path in paths]
+    plan = folder.plan()
+    found = folder.listing() if folder.form == "files" else [structs.asdict(one) for one in plan.sources]
+    assert sorted((one["uri"], one["path"]) for one in found) == sorted(
+        (path.as_uri(), place) for path, place in zip(paths, below, strict=True)
+    )
+    folder.pattern = [str(path) for path in paths]
+    assert folder.draft() is None
 
 
 # Changed files

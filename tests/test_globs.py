@@ -128,6 +128,36 @@ def test_an_output_whose_objects_would_be_read_as_input_is_refused(pattern, outp
 @pytest.mark.parametrize(
     ("pattern", "output"),
     [
+        ("{folder}/per cent%/**", "{uri}/per%20cent%25/out"),
+        ("{uri}/per%20cent%25/**", "{folder}/per cent%/out"),
+        ("{uri}/per%20cent%25/**", "{uri}/per%20cent%25/out"),
+        ("{folder}/per cent%/**", "{folder}/link/out"),
+        ("{uri}/link/*/*/*.json", "{folder}/per cent%/a/out"),
+        ("{folder}/link/**", "{uri}/link/deep/../out"),
+    ],
+)
+def test_an_output_is_inside_its_input_however_both_are_written(tmp_path, pattern, output):
+    """As paths or URIs, with percent signs where these have them, and through links."""
+    (tmp_path / "per cent%").mkdir()
+    (tmp_path / "link").symlink_to("per cent%")
+    places = {"folder": tmp_path, "uri": tmp_path.as_uri()}
+    with pytest.raises(JobError, match="is inside the input"):
+        keep_apart(pattern.format(**places), output.format(**places))
+
+
+def test_an_output_may_lie_where_a_link_of_its_name_does_not_lead(tmp_path):
+    """Names say nothing of where things are; a percent sign in a path or in a bucket is one."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "out").symlink_to("../elsewhere")
+    keep_apart(f"{tmp_path}/in/**", f"{tmp_path}/in/out")
+    keep_apart(f"{tmp_path}/a b/**", f"{tmp_path}/a%20b/out")
+    keep_apart("s3://bucket/a b/**", "s3://bucket/a%20b/out")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "output"),
+    [
         ("/data/*.parquet", "/data/out"),
         ("/data/iris.parquet", "/data"),
         ("/data/in/**/*.parquet", "/data/out"),

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
+from pipeline import storage
 from pipeline.errors import Held, Incomplete, JobError, Refused, StorageFailed
 from pipeline.ledger import NewPlan, Planned, Receipts, objects, read_plans, read_stop, write_plan, write_stop
 from pipeline.listing import LISTING
@@ -177,6 +179,41 @@ def test_an_old_listing_may_name_what_is_gone(store):
     assert of(receipts, 0, 0, 100) == []
 
 
+def test_what_another_run_removes_while_all_are_read_is_none(store):
+    """It is listed, and gone before it is opened."""
+    first, second = receipt(0, 0, 10), receipt(0, 10, 20)
+    store.put(first, second)
+
+    class Sweeping(Seen):
+        def names(self, folder):
+            found = super().names(folder)
+            self.delete(f"receipts/{first.name}.json")
+            return found
+
+    assert Receipts(Sweeping(store.local)).all() == [second]
+
+
+@pytest.mark.parametrize("change", [{"from": 3}, {"to": 9}, {"generation": 1}, {"source": 7}, {"attempt": "def"}])
+def test_a_receipt_that_is_not_what_its_name_says_is_told(store, change):
+    """Renamed, or written into: one line with the file and the mend."""
+    one = receipt(0, 0, 10)
+    store.put(one)
+    name = f"receipts/{one.name}.json"
+    store.write(name, json.dumps({**json.loads(store.read(name)), **change}).encode())
+    with pytest.raises(JobError, match=f"{name} is not as bulkscore wrote it: it speaks of .*; put it back, or delete"):
+        Receipts(store).all()
+    with pytest.raises(JobError, match="it speaks of"):
+        of(Receipts(store), 0, 0, 10)
+
+
+def test_a_receipt_that_goes_backwards_is_told(store):
+    """Such rows nobody can count."""
+    one = receipt(0, 9, 5)
+    store.put(one)
+    with pytest.raises(JobError, match="is not as bulkscore wrote it"):
+        Receipts(store).all()
+
+
 def test_many_splits_ask_at_once(store):
     """Threads share one listing, and each sees what is its own."""
     store.put(*(receipt(number, 0, 10) for number in range(20)))
@@ -290,6 +327,74 @@ def test_a_listing_is_there_before_its_plan(store, monkeypatch):
     assert read_listing(store, listed).to_pylist() == rows
     write_plan(store, NewPlan(plan(listed), {name: listing}), 0)
     assert read_plans(store).sources == {0: listed}
+
+
+def test_a_plan_with_splits_of_no_source_is_told(store):
+    """One line, and what to do."""
+    store.write("plan/000000.json", msgspec.json.encode(plan(source(0), splits=[Split(0, 0, 9), Split(4, 0, 9)])))
+    with pytest.raises(JobError, match="/plan is not as bulkscore wrote it: there is no source 4; put it back, or"):
+        read_plans(store)
+
+
+def by(run, number=0):
+    """Return the plan of a run."""
+    return structs.replace(plan(source(number), splits=[Split(number, 0, 100)]), run=run)
+
+
+def remote(monkeypatch, folder):
+    """Open a folder as a bucket, as on an object store: nothing is renamed there, and no name is taken once."""
+
+    class Opened:
+        @staticmethod
+        def from_uri(_):
+            return SubTreeFileSystem(str(folder), LocalFileSystem()), "bucket"
+
+    monkeypatch.setattr(storage, "FileSystem", Opened)
+    monkeypatch.setattr(storage, "_store", storage._store.__wrapped__)
+    return Store("s3://bucket/out")
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_of_two_that_plan_at_once_the_second_stands_back(tmp_path, monkeypatch, kind):
+    """Neither knew of the other: the first one's plan is as it was, and the second one leaves none."""
+    store = Store(str(tmp_path)) if kind == "local" else remote(monkeypatch, tmp_path)
+    write_plan(store, NewPlan(by("r1")), 0)
+    before = {name: store.read(f"plan/{name}") for name in store.names("plan")}
+    with pytest.raises(Held, match="another run has just planned .*; run again when it is over"):
+        write_plan(store, NewPlan(by("r2", 5)), 0)
+    assert {name: store.read(f"plan/{name}") for name in store.names("plan")} == before
+    assert read_plans(store).sources == {0: source(0)}
+    write_plan(store, NewPlan(by("r2", 5)), 1)
+    assert list(read_plans(store).sources) == [0, 5]
+    assert read_plans(store).count == 2
+
+
+def test_two_that_see_each_other_s_plans_on_a_store_both_stand_back(tmp_path, monkeypatch):
+    """Both have written before either looks: each keeps away from the other's, and from its own."""
+    store = remote(monkeypatch, tmp_path)
+    ready, ended = threading.Barrier(2, timeout=20), {}
+    real = Store.names
+
+    def both_there(self, folder):
+        ready.wait()
+        found = real(self, folder)
+        ready.wait()
+        return found
+
+    def write(run):
+        try:
+            write_plan(store, NewPlan(by(run)), 0)
+        except Held as held:
+            ended[run] = held
+
+    monkeypatch.setattr(Store, "names", both_there)
+    threads = [threading.Thread(target=write, args=(run,)) for run in ("r1", "r2")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(ended) == {"r1", "r2"}
+    assert real(store, "plan") == []
 
 
 def test_a_large_plan_is_written_without_spaces(store):

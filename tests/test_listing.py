@@ -139,3 +139,28 @@ def test_the_fixed_part_of_a_pattern_is_not_in_the_path(tree):
     pattern = f"{tree}/dt=2/*/a.txt"
     assert split_pattern(pattern)[0] == f"{tree}/dt=2"
     assert table_of(pattern)["path"].to_pylist() == ["deep/a.txt"]
+
+
+def test_a_link_that_turns_back_is_not_followed(tmp_path):
+    """To its own folder, or one above it: their files are there already. Links to elsewhere are followed."""
+    for name in ("in/a/x", "in/b/x", "elsewhere/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for name, target in {
+        "in/a/here": ".",
+        "in/a/up": "..",
+        "in/root": str(tmp_path),
+        "in/beside": "b",
+        "in/out": "../elsewhere",
+    }.items():
+        (tmp_path / name).symlink_to(target)
+    assert table_of(f"{tmp_path}/in/**/x")["path"].to_pylist() == ["a/x", "b/x", "beside/x", "out/x"]
+    assert table_of(f"{tmp_path}/in/*/x")["path"].to_pylist() == ["a/x", "b/x", "beside/x", "out/x"]
+
+
+def test_a_pattern_may_begin_at_a_link(tmp_path):
+    """What the job names is what is meant, wherever it leads."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "x").write_text("x")
+    (tmp_path / "in" / "deep" / "up").symlink_to("..")
+    assert table_of(f"{tmp_path}/in/deep/up/**/x")["path"].to_pylist() == ["deep/x"]

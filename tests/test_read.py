@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import closing
+from itertools import count
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jobs
-from pipeline import read_parquet
+from pipeline import read_csv, read_parquet
 from pipeline.arrowtypes import types_of
 from pipeline.errors import JobError, StorageFailed
 from pipeline.pieces import Broken, Wanted
@@ -21,7 +22,7 @@ from pipeline.read import Reader
 from pipeline.read_parquet import look
 from pipeline.storage import Store, find
 from schemas.job import Input
-from schemas.plan import Source, Work
+from schemas.plan import NO_END, Source, Work
 
 
 def source_of(path):
@@ -199,3 +200,51 @@ def test_a_copy_of_a_file_is_another_version(tmp_path):
     copy = shutil.copy(path, tmp_path / "b.parquet")
     assert source_of(path).version != source_of(copy).version
     assert source_of(path).version == f"{path.stat().st_size}-1"
+
+
+def test_a_read_that_failed_is_no_end(tmp_path, monkeypatch):
+    """Whoever goes on behind it gets the rows that are there: the file is opened anew."""
+    monkeypatch.setattr("pipeline.records.BLOCK", 100)
+    path = tmp_path / "a.csv"
+    path.write_text("n\n" + "".join(f"{row}\n" for row in range(100)))
+    real, reads = read_csv.open_stream, count()
+
+    class Failing:
+        def __init__(self, uri):
+            self.stream = real(uri)
+
+        def read(self, size):
+            if next(reads) == 3:
+                raise OSError(5, "Input/output error")
+            return self.stream.read(size)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.stream.close()
+
+    monkeypatch.setattr(read_csv, "open_stream", Failing)
+    [one] = find(str(path))
+    work = Work(Source(0, one.uri, one.path, one.size, one.version, None), 0, NO_END)
+    with closing(Reader(Wanted(Input(path="in/*.csv", format="csv"), ("n",), {}), Store("out"))) as reader:
+        with pytest.raises(StorageFailed, match="Input/output error"):
+            list(reader.read(work, 0, 90))
+        assert [text for batch in reader.read(work, 90, NO_END) for text in batch.data["n"].to_pylist()] == [
+            f"{row}" for row in range(90, 100)
+        ]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_rows_without_any_column_are_rows(tmp_path, form):
+    """However many there are: an Arrow batch made of no columns would have none."""
+    path = tmp_path / f"a.{form}"
+    if form == "jsonl":
+        path.write_text("{}\n" * 3)
+    else:
+        jobs.put(path, table(3))
+    [one] = find(str(path))
+    work = Work(Source(0, one.uri, one.path, one.size, one.version, 3), 0, 3)
+    with closing(Reader(Wanted(Input(path="in/*", format=form), (), {}), Store("out"))) as reader:
+        found = [(batch.first, batch.data.num_rows, batch.data.schema.names) for batch in reader.read(work, 1, 3)]
+    assert found == [(1, 2, [])]

@@ -178,6 +178,26 @@ def test_a_file_that_cannot_be_read_costs_its_row(tmp_path, monkeypatch):
     assert piece.broken[0].message.endswith("/in/a cannot be read: Permission denied")
 
 
+@pytest.mark.parametrize("error", [pa.ArrowNotImplementedError, pa.ArrowSerializationError, pa.ArrowException])
+@pytest.mark.parametrize("where", ["open_source", "open_input_file"])
+def test_what_arrow_says_of_a_store_costs_the_row(tmp_path, monkeypatch, error, where):
+    """Its errors are no errors of the system: some stores have no other ones."""
+    put(tmp_path, {"in/a": b"abc"})
+    source = listed(tmp_path)
+
+    def refuse(*_):
+        raise error("no such store here")
+
+    if where == "open_source":
+        monkeypatch.setattr(read_files, "open_source", refuse)
+    else:
+        store = type("Refusing", (LocalFileSystem,), {"open_input_file": refuse})()
+        monkeypatch.setattr(read_files, "open_source", lambda uri: (store, local_path(uri)))
+    [piece] = read(source)
+    assert piece.broken[0].kind == "unreadable"
+    assert piece.broken[0].message.endswith("/in/a cannot be read: no such store here")
+
+
 def test_what_this_process_lacks_is_not_the_files_fault(tmp_path, monkeypatch):
     """Without a file descriptor to spare, no file can be opened: the run ends, no row is lost."""
     put(tmp_path, {"in/a": b"abc"})

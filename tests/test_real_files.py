@@ -173,7 +173,6 @@ def test_parquet_by_duckdb(desk, options):
     """Both of its versions, with and without dictionaries, and its own row groups."""
     path = desk.folder / "a.parquet"
     by_duckdb(table(), f"COPY source TO '{path}' (FORMAT parquet{options})")
-    assert pq.read_metadata(path).num_row_groups == (2 if "ROW_GROUP" in options else 1)
     judge(desk, path.name, oracle(path.name))
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 
 import pyarrow as pa
 import pytest
@@ -13,6 +14,7 @@ from service import recording, refusal, score
 
 from jobs import PASSWORD, SEND, files, flowers, job_file, letters, loaded, put, receipts, results, stats, until
 from jobs import score as run_job
+from pipeline import read_csv, records
 from pipeline.errors import JobError, Refused, StorageFailed
 from pipeline.gather import draft
 from pipeline.ledger import Planned, read_stop
@@ -22,6 +24,7 @@ from pipeline.score import Scorer, _Turns
 from pipeline.stopping import Stopping
 from pipeline.storage import Store
 from pipeline.write import RangeWriter
+from schemas.plan import NO_END
 
 RUN = "run-1"
 
@@ -219,6 +222,63 @@ def test_a_source_that_vanished_ends_the_run_with_its_name(tmp_path):
         assert service.calls == []
     assert isinstance(scorer.stopping.reason, StorageFailed)
     assert "rows.parquet" in str(scorer.stopping.reason)
+
+
+def failing_once(reads):
+    """Return what opens files, and fails at one of the reads: only at that one."""
+    done, real = count(1), read_csv.open_stream
+
+    class Failing:
+        def __init__(self, uri):
+            self.stream = real(uri)
+
+        def read(self, size):
+            if next(done) == reads:
+                raise OSError(5, "Input/output error")
+            return self.stream.read(size)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.stream.close()
+
+    return Failing
+
+
+def test_a_read_that_fails_in_one_split_is_no_end_for_another(tmp_path, monkeypatch):
+    """While one split waits for its answers the other one goes on in the file, which has not ended: it is read anew."""
+    monkeypatch.setattr(records, "BLOCK", 100)
+    path = tmp_path / "in" / "rows.csv"
+    path.parent.mkdir()
+    path.write_text(f"{','.join(SEND)}\n" + "".join(f"{row},0,0,0\n" for row in range(100)))
+    answered = threading.Event()
+
+    def answer(call):
+        answered.wait(20)
+        return score(call)
+
+    keys = {"input": {"path": "in/*.csv", "send": SEND, "columns": dict.fromkeys(SEND, "double")}}
+    with recording(answer) as service, scoring(plain(tmp_path, service.url, **keys)) as scorer:
+        [work] = work_of(scorer.job)
+        monkeypatch.setattr(read_csv, "open_stream", failing_once(4))
+        with ThreadPoolExecutor(2) as splits:
+            first = splits.submit(scorer.score, type(work)(work.source, 0, 60))
+            until(lambda: service.calls)
+            second = splits.submit(scorer.score, type(work)(work.source, 60, NO_END))
+            try:
+                until(lambda: second.done() or any(60 in call.places for call in service.calls))
+            finally:
+                answered.set()
+            found = [*first.result(timeout=20), *second.result(timeout=20)]
+        assert isinstance(scorer.stopping.reason, StorageFailed)
+    assert "Input/output error" in str(scorer.stopping.reason)
+    assert not [one for one in found if one.end and one.stop != 100]
+    with recording() as service, scoring(plain(tmp_path, service.url, **keys), run="run-2") as scorer:
+        scorer.score(work)
+        assert not scorer.stopping
+    assert scored_rows(tmp_path / "out") == list(range(100))
+    assert [one["to"] for one in receipts(tmp_path / "out").values() if one.get("end")] == [100]
 
 
 def test_a_secret_that_is_not_there_is_named_at_the_start(tmp_path, monkeypatch):

@@ -236,3 +236,19 @@ def test_a_drive_letter_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Store("D:/out").write("x", b"1")
     assert contents(tmp_path) == {"D:/out/x": b"1"}
+
+
+def test_a_new_object_never_takes_the_place_of_another(tmp_path):
+    """Whoever comes second is told, and leaves nothing; what is there is whole."""
+    store = Store(str(tmp_path))
+    assert store.write_new("plan/000000.json", b"first")
+    assert not store.write_new("plan/000000.json", b"second")
+    assert contents(tmp_path) == {"plan/000000.json": b"first"}
+
+
+def test_a_new_object_that_cannot_be_written_is_one_line(tmp_path):
+    """As with any other."""
+    store = Store(str(tmp_path))
+    store.write("plan", b"")
+    with pytest.raises(StorageFailed, match=r"^cannot write .*/plan: .*; when that is mended"):
+        store.write_new("plan/000000.json", b"x")

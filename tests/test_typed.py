@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -145,6 +146,29 @@ def test_a_type_that_json_is_not_read_as_is_an_error_of_the_job(tmp_path):
     """One line that names the key, and what to do."""
     with pytest.raises(JobError, match=r"^output\.prediction: JSON is not read as run_end_encoded.*; declare another"):
         score(tmp_path, ["{}"], prediction={"x": pa.run_end_encoded(pa.int32(), pa.string())})
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("string_view", "output.prediction.x: string_view is not written; declare the type without _view"),
+        ("list<binary_view>", "output.prediction.x: list<.*binary_view> is not written; declare the type without _view"),
+        ("list_view<int64>", "output.prediction.x: list_view<.*int64> is not written; declare the type without _view"),
+        ("run_end_encoded<int32, string>", "output.prediction.*run_end_encoded.*"),
+        ("month_day_nano_interval", "output.prediction.*month_day_nano_interval.*"),
+    ],
+)
+def test_a_type_that_answers_are_not_read_as_is_refused_before_anything_is_written(tmp_path, form, kind, told):
+    """By `plan` and `run` alike, in one line that names the key: a later run could not mend an output of it."""
+    jobs.put(tmp_path / "in" / "a.parquet", jobs.flowers(2))
+    keys = {"output__prediction": {"x": kind}, "output__format": form}
+    path = jobs.job_file(tmp_path, "http://127.0.0.1:9", **keys)
+    planned, done = jobs.call("plan", path), jobs.call("run", path)
+    assert planned == done
+    assert (done.code, done.out) == (2, "")
+    assert re.fullmatch(f"ERROR {told}\n", done.err)
+    assert jobs.files(tmp_path / "out") in ([], [".lock"])
 
 
 def test_a_job_with_declared_fields(tmp_path, sandbox):
