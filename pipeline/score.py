@@ -132,7 +132,8 @@ class Scorer:
                     if self.stopping:
                         break
                     course.start(chunk)
-                if failed:
+                if failed:  # nobody reads on, but what was read is scored
+                    course.finish(end=False)
                     self._stop(failed[0])
             course.finish(end=hole.stop == NO_END and not self.stopping)
         except BulkscoreError as error:

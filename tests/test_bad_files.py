@@ -472,7 +472,8 @@ def test_a_file_that_changes_between_planning_and_reading(desk, name, change):
     with engine(changed_first):
         told = line_of(jobs.call("run", job), 6)
     what = "is gone since" if change == "removed" else "changed after"
-    assert told == f"{path.as_uri()} {what} it was planned; put it back, or use --changed rescore to score what is there"
+    mend = "put it back, or use --changed rescore to score what is there"
+    assert told == f"{path.as_uri()} {what} it was planned; {mend}"
     assert desk.seen.calls == []
     path.write_bytes(PLANNED[name])
     os.utime(path, ns=(planned.st_atime_ns, planned.st_mtime_ns))

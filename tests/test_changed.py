@@ -7,7 +7,7 @@ import gzip
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from unittest import mock
 
@@ -513,6 +513,47 @@ def test_a_rescored_file_that_is_gone_keeps_the_others_from_nothing(make, form):
     assert jobs.proved(world.out) == ()
 
 
+def test_a_file_that_is_gone_is_not_lost_with_its_neighbour(make):
+    """Their results share a receipt, which would be given up: the one that is gone is named, and stays scored."""
+    world = make("files")
+    for name in "abc":
+        world.write(name, name)
+    world.run()
+    assert len(jobs.receipts(world.out)) == 1
+    kept = world.folder / "kept"
+    shutil.move(world.path("b"), kept)
+    world.write("c", "C")
+    told = world.refuses(*RESCORE)
+    assert told.startswith(f"input.path: {world.path('b').as_uri()} is gone, so that it cannot be scored again; ")
+    world.scores(*KEEP, expect=[])
+    assert world.answers() == ["m1 a", "m1 b", "m1 c"]
+    world.write("c", "CC")
+    shutil.move(kept, world.path("b"))
+    world.scores(*RESCORE, expect=["CC", "a", "b"])
+    world.settled()
+
+
+@quick
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("output__format", "jsonl"),
+        ("output__prediction", {"predictresult": "string"}),
+        ("input__keep", ["word"]),
+    ],
+)
+def test_keep_does_not_mix_results_of_two_shapes(make, key, value):
+    """Readers take all parts for one table; to score everything again is fine."""
+    world = make("csv")
+    world.write("a", "one")
+    world.run()
+    told = world.refuses(*KEEP, **{key: value})
+    assert told.startswith(f"{key.replace('__', '.')}: was ")
+    assert "; all results have one schema, so --changed keep cannot mix both; use --changed rescore" in told
+    world.scores(*RESCORE, expect=["one"], **{key: value})
+    assert jobs.proved(world.out) == ()
+
+
 @quick
 @pytest.mark.parametrize("form", FORMATS)
 def test_keys_of_speed_place_and_verdict_never_refuse(make, form):
@@ -617,7 +658,93 @@ def test_an_input_that_moved_as_a_whole_is_the_same(make, form):
     assert jobs.proved(world.out) == ()
 
 
+@narrow
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_input_that_moved_is_estimated_and_verified(make, form):
+    """`plan` finds the rows that are left where they are now, `verify` those that are done under their old names."""
+    world = make(form)
+    for name in "abc":
+        world.write(name, name)
+    world.run()
+    world.lose()
+    shutil.move(world.folder / "in", world.folder / "elsewhere")
+    given = json.loads(world.job().read_text())["input"]
+    given["path"] = given["path"].replace("in/", "elsewhere/")
+    before = state(world.out)
+    done = jobs.call("plan", world.job(input=given), "--json")
+    assert (done.code, done.err) == (0, "")
+    told = json.loads(done.out)
+    assert [told[key] for key in ("files", "new_files", "done", "left", "requests")] == [3, 0, 2, 1, 1]
+    assert state(world.out) == before
+    world.scores(expect=["c"], input=given)
+    done = jobs.call("verify", world.job(input=given))
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith(": 3 rows = 3 results + 0 dead letters: verified\n")
+    told = json.loads(jobs.call("plan", world.job(input=given), "--json").out)
+    assert [told[key] for key in ("files", "new_files", "done", "left")] == [3, 0, 3, 0]
+
+
+@quick
+@pytest.mark.parametrize("form", FORMATS)
+def test_files_are_not_scored_twice_after_a_move(make, form):
+    """With patterns that begin elsewhere they would have other ids: that is told, as if they had always been there."""
+    world = make(form)
+    world.write("a", "one")
+    world.run()
+    shutil.move(world.folder / "in", world.folder / "moved")
+    given = json.loads(world.job().read_text())["input"]
+    moved = given["path"].replace("in/", "moved/")
+    world.scores(expect=[], input={**given, "path": moved})
+    world.write("b", "two")
+    told = world.refuses(input={**given, "path": [moved, given["path"]]})
+    assert "with other row_uuids, because the patterns begin elsewhere; take a new output.path, or --restart" in told
+
+
 # What other plans and late attempts leave
+
+
+@narrow
+@pytest.mark.parametrize("form", FORMATS)
+def test_two_runs_that_plan_at_once_do_not_share_a_plan(make, form):
+    """Without a lock, as on an object store: the second to write its plan is held, and costs the first one nothing."""
+    world = make(form)
+    world.write("b", "b")
+    real, first = run_module.draft, []
+
+    def draft(*arguments):
+        plan = real(*arguments)
+        if not first:  # this run has its plan, but not written yet, when the other one begins and ends
+            first.append(world.write("a", "a"))
+            with mock.patch.object(run_module, "draft", real):
+                world.scores(expect=["a", "b"])
+            first.append(state(world.out))
+        return plan
+
+    with mock.patch.multiple(run_module, draft=draft, lock=lambda *_: nullcontext()):
+        done = jobs.call("run", world.job(), "-q")
+    assert (done.code, done.out) == (5, "")
+    assert done.err == f"ERROR another run has just planned {world.out.as_uri()}; run again when it is over\n"
+    now = state(world.out)
+    assert {name: now.get(name) for name in first[1] if name != "_SUCCESS"} == {
+        name: content for name, content in first[1].items() if name != "_SUCCESS"
+    }
+    world.settled()
+
+
+@quick
+def test_the_listing_of_a_plan_in_the_making_is_left_alone(make):
+    """Another run writes it before its plan; once there is another plan of that number, nobody will name it."""
+    world = make("files")
+    world.write("a", "one")
+    world.scores(expect=["one"])
+    stray = world.out / "plan" / "000001-000001-20991231T000000-abcdef.parquet"
+    stray.write_bytes(b"half a table")
+    world.scores(expect=[])
+    assert stray.exists()
+    world.write("b", "two")
+    world.scores(expect=["two"])
+    assert not stray.exists()
+    world.settled()
 
 
 def borrow(world, output, folders=("results", "receipts")):
@@ -731,16 +858,19 @@ def broken(world, breaking, *options, **keys):
 @contextmanager
 def failing(writes):
     """Let the small object that follows so many fail, as on a full disk; those after it are well."""
-    left, failed, real = [writes], [], Store.write
+    left, failed = [writes], []
 
-    def failing_write(store, name, content):
-        left[0] -= 1
-        if left[0] == -1:
-            failed.append(name)
-            raise StorageFailed(f"cannot write {name}: the disk is full")
-        real(store, name, content)
+    def failing_once(real):
+        def write(store, name, content):
+            left[0] -= 1
+            if left[0] == -1:
+                failed.append(name)
+                raise StorageFailed(f"cannot write {name}: the disk is full")
+            return real(store, name, content)
 
-    with mock.patch.object(Store, "write", failing_write):
+        return write
+
+    with mock.patch.multiple(Store, write=failing_once(Store.write), write_new=failing_once(Store.write_new)):
         yield failed
 
 

@@ -360,7 +360,7 @@ def test_of_two_that_plan_at_once_the_second_stands_back(tmp_path, monkeypatch, 
     store = Store(str(tmp_path)) if kind == "local" else remote(monkeypatch, tmp_path)
     write_plan(store, NewPlan(by("r1")), 0)
     before = {name: store.read(f"plan/{name}") for name in store.names("plan")}
-    with pytest.raises(Held, match="another run has just planned .*; run again when it is over"):
+    with pytest.raises(Held, match=r"another run has just planned .*; run again when it is over"):
         write_plan(store, NewPlan(by("r2", 5)), 0)
     assert {name: store.read(f"plan/{name}") for name in store.names("plan")} == before
     assert read_plans(store).sources == {0: source(0)}

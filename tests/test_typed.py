@@ -32,6 +32,7 @@ from schemas.tables import Attempt
 AT = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 FIELDS = {"label": pa.string(), "score": pa.float64(), "count": pa.int64(), "scores": pa.list_(pa.float32())}
 FITTING = '{"label": "setosa", "score": 1, "count": 3.0, "scores": [1, 0.5], "other": {"dropped": true}}'
+NOT_WRITTEN = "is not written; declare the type without _view"
 FITTED = {"label": "setosa", "score": 1.0, "count": 3, "scores": [1.0, 0.5]}
 
 
@@ -152,11 +153,10 @@ def test_a_type_that_json_is_not_read_as_is_an_error_of_the_job(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        ("string_view", "output.prediction.x: string_view is not written; declare the type without _view"),
-        ("list<binary_view>", "output.prediction.x: list<.*binary_view> is not written; declare the type without _view"),
-        ("list_view<int64>", "output.prediction.x: list_view<.*int64> is not written; declare the type without _view"),
-        ("run_end_encoded<int32, string>", "output.prediction.*run_end_encoded.*"),
-        ("month_day_nano_interval", "output.prediction.*month_day_nano_interval.*"),
+        ("string_view", rf"output\.prediction\.x: string_view {NOT_WRITTEN}"),
+        ("list<binary_view>", rf"output\.prediction\.x: list<.*binary_view> {NOT_WRITTEN}"),
+        ("list_view<int64>", rf"output\.prediction\.x: list_view<.*int64> {NOT_WRITTEN}"),
+        ("month_day_nano_interval", r"output\.prediction: .*month_day_nano_interval.*"),
     ],
 )
 def test_a_type_that_answers_are_not_read_as_is_refused_before_anything_is_written(tmp_path, form, kind, told):

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -329,3 +330,67 @@ def test_the_next_run_heals_what_verify_names(good, tmp_path, sandbox):
     assert not [name for name in jobs.files(out) if ".part-" in name or name.endswith("x.parquet")]
     assert scored(out) == before
     assert (out / "_SUCCESS").exists()
+
+
+def changed(path, change):
+    """Change what is written in a small object."""
+    values = json.loads(path.read_bytes())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+DAMAGED = {
+    "a split without its source": (
+        lambda out: changed(out / "plan" / "000000.json", lambda plan: plan["sources"].clear()),
+        "/plan is not as bulkscore wrote it: there is no source 0; put it back, or take a new output.path",
+    ),
+    "an allowance that is none": (
+        lambda out: changed(out / "job.json", lambda job: job["errors"].update(allow="lots")),
+        "/job.json is not as bulkscore wrote it: errors.allow: .*; put it back",
+    ),
+    "a receipt under another name": (
+        lambda out: first(out, "receipts").rename(out / "receipts" / f"{'0' * 6}-{'0' * 12}-{'0' * 11}9-0-abc.json"),
+        "/receipts/.*-0-abc.json is not as bulkscore wrote it: it speaks of .*; put it back, or delete it and run .*",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "told"), DAMAGED.values(), ids=DAMAGED)
+def test_what_cannot_be_judged_is_one_line(out, damage, told):
+    """Exit 2: what is damaged, and how to mend it."""
+    damage(out)
+    done = jobs.call("verify", out)
+    assert (done.code, done.out) == (2, "")
+    assert re.fullmatch(f"ERROR {re.escape(out.as_uri())}{told}\n", done.err), done.err
+
+
+def test_rows_that_no_split_has_are_missing(out):
+    """A plan knows its rows twice: by its sources and by its splits."""
+    changed(out / "plan" / "000000.json", lambda plan: plan["splits"].clear())
+    for folder in ("receipts", "results", "errors"):
+        first(out, folder).unlink()
+    assert jobs.proved(out) == (
+        "missing: 10 rows that no split of the plan has",
+        "_SUCCESS stands without right",
+    )
+    assert jobs.call("verify", out).code == 3
+
+
+def test_a_receipt_that_goes_far_behind_the_end_costs_no_memory(out):
+    """However many rows it claims: it is named, and what is not there is not looked for."""
+    path = max((out / "receipts").iterdir())
+    changed(path, lambda receipt: receipt.update(to=10**12 - 1, scored=10**12 - 12))
+    name = path.stem.replace("-000000000020-", "-999999999999-")
+    path.rename(path.with_name(f"{name}.json"))
+    done = jobs.call("verify", out)
+    assert done.code == 3
+    assert f"ERROR foreign: {name} goes on behind the end of file://" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("name", ["job.json", "iris", "job.yml"])
+def test_a_job_file_may_have_any_name(good, tmp_path, name):
+    """A file is a job, a folder an output."""
+    path = jobs.job_file(tmp_path, "http://127.0.0.1:9", file=name, output__path=str(good))
+    assert jobs.call("verify", path) == jobs.call("verify", good)
+    assert jobs.call("verify", path).out.endswith(": verified\n")
