@@ -167,17 +167,17 @@ def make(recorded):
 
 
 @pytest.fixture
-def _quick():
+def _quick(monkeypatch):
     """A receipt for each row, ranges one after the other, and no Beam in between."""
-    with engine(one_by_one), mock.patch.object(write, "OBJECT_SECONDS", -1.0):
+    monkeypatch.setattr(write, "OBJECT_SECONDS", -1.0)
+    with engine(one_by_one):
         yield
 
 
 @pytest.fixture
-def _narrow(_quick):
+def _narrow(_quick, monkeypatch):
     """Splits of one row where rows are known, as with as many workers."""
-    with mock.patch.object(plan, "MIN_SPLIT_ROWS", 1):
-        yield
+    monkeypatch.setattr(plan, "MIN_SPLIT_ROWS", 1)
 
 
 quick, narrow = pytest.mark.usefixtures("_quick"), pytest.mark.usefixtures("_narrow")

@@ -233,7 +233,7 @@ def test_serve_prints_one_line_with_its_url():
 def test_a_defect_is_exit_1_with_its_traceback(monkeypatch, tmp_path):
     """What nobody foresaw is shown whole, and named as ours."""
 
-    def broken(_):
+    def broken(*_):
         raise ZeroDivisionError("a planted defect")
 
     monkeypatch.setattr("pipeline.estimate.estimate", broken)
