@@ -108,9 +108,9 @@ class World:
         self.files += 1
 
     def remove(self, step):
-        """Take a done file away, if there is one."""
+        """Take a done file away, if there is one: a receipt tells that it has no more rows than those that are done."""
         done = self.done()
-        paths = [path for path in self.inputs() if set() != self.rows_of(path) <= done]
+        paths = [path for path in self.inputs() if set() != self.rows_of(path) <= done and self.is_ended(path)]
         if paths:
             path = paths[step.which % len(paths)]
             path.rename(self.gone / path.name)
@@ -145,6 +145,12 @@ class World:
     def rows_of(self, path):
         """Return the places of a file's rows."""
         return {place for place in self.places if place[0] == path.as_uri()}
+
+    def is_ended(self, path):
+        """Whether a receipt tells of a file's end: a killed run may have left a CSV file receipts of all rows but that."""
+        plans = (json.loads(plan.read_bytes()) for plan in (self.out / "plan").glob("*.json"))
+        numbers = {one["number"] for plan in plans for one in plan["sources"] if one["uri"] == path.as_uri()}
+        return any(one.get("end") and one["source"] in numbers for one in jobs.receipts(self.out).values())
 
     def done(self):
         """Return the places of the rows of which a receipt tells whose objects are there."""
