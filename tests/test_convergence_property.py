@@ -147,7 +147,7 @@ class World:
         return {place for place in self.places if place[0] == path.as_uri()}
 
     def is_ended(self, path):
-        """Whether a receipt tells of a file's end: a killed run may have left a CSV file receipts of all rows but that."""
+        """Whether a receipt tells of a file's end: a kill may leave a CSV file receipts of all rows but that."""
         plans = (json.loads(plan.read_bytes()) for plan in (self.out / "plan").glob("*.json"))
         numbers = {one["number"] for plan in plans for one in plan["sources"] if one["uri"] == path.as_uri()}
         return any(one.get("end") and one["source"] in numbers for one in jobs.receipts(self.out).values())
