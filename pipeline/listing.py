@@ -79,7 +79,8 @@ class _Place(NamedTuple):
         """Whether a folder is a link to one that it is in: its files are there without it, again and again with it."""
         with suppress(UnicodeDecodeError):  # such a name is told if it matters
             if isinstance(self.fs, LocalFileSystem) and Path(info.path).is_symlink():
-                return Path(info.path).parent.resolve().is_relative_to(Path(info.path).resolve())
+                real = Path(info.path).resolve()
+                return any(above.resolve() == real for above in Path(info.path).parents)
         return False
 
     def batch(self, folder: str, infos: list[FileInfo]) -> pa.RecordBatch:

@@ -229,7 +229,9 @@ def _remove_strays(store: Store, receipts: Iterable[Receipt], planned: Planned) 
                 store.delete(f"{folder}/{name}")
     listings = {source.uri for source in planned.sources.values() if source.listing}
     for name in store.names("plan"):  # a later plan may be in the making: it is another run's
-        if name.endswith(".parquet") and f"plan/{name}" not in listings and int(name[:6]) < planned.count:
+        number = name.partition("-")[0]
+        ours = name.endswith(".parquet") and number.isdecimal() and int(number) < planned.count
+        if ours and f"plan/{name}" not in listings:
             store.delete(f"plan/{name}")
     for folder in (".", "plan", "runs"):
         for name in filter(is_draft, store.names(folder)):

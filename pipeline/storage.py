@@ -163,6 +163,11 @@ class Draft:
                 Path(self._root, name).hardlink_to(self._part)
             except FileExistsError:
                 return False
+            except OSError:  # a disk without links
+                if Path(self._root, name).exists():
+                    return False
+                self._part.replace(Path(self._root, name))
+                self._part = None
         return True
 
     def close(self) -> None:

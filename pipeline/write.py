@@ -158,10 +158,16 @@ class RangeWriter:
         return _Object(self._store, self._work.source, self._schema, self._form, self._clock(), started_at)
 
 
+def _has_views(kind: pa.DataType) -> bool:
+    """Whether a type is a view, or holds one."""
+    view = str(kind).partition("<")[0].endswith("_view")
+    return view or any(_has_views(kind.field(index).type) for index in range(kind.num_fields))
+
+
 def fields_of(prediction: Mapping[str, pa.DataType]) -> JsonRows:
     """Return what reads answers as the declared fields. Raises JobError for a type that answers are not read as."""
     for name, kind in prediction.items():
-        if "_view" in str(kind):  # Parquet's writer cannot take slices of them
+        if _has_views(kind):  # Parquet's writer cannot take slices of them
             raise JobError(f"output.prediction.{name}: {kind} is not written; declare the type without _view")
     try:
         return JsonRows(prediction, loose=False)

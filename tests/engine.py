@@ -107,7 +107,7 @@ def dying(writes):
         mock.patch.multiple(
             Store, create=mortal(Store.create), delete=mortal(Store.delete), delete_folder=mortal(Store.delete_folder)
         ),
-        mock.patch.object(Draft, "keep", mortal(Draft.keep)),
+        mock.patch.multiple(Draft, keep=mortal(Draft.keep), keep_new=mortal(Draft.keep_new)),
         mock.patch.object(Path, "unlink", unlink),
     ):
         yield

@@ -162,7 +162,7 @@ def test_a_type_that_json_is_not_read_as_is_an_error_of_the_job(tmp_path):
 def test_a_type_that_answers_are_not_read_as_is_refused_before_anything_is_written(tmp_path, form, kind, told):
     """By `plan` and `run` alike, in one line that names the key: a later run could not mend an output of it."""
     jobs.put(tmp_path / "in" / "a.parquet", jobs.flowers(2))
-    keys = {"output__prediction": {"x": kind}, "output__format": form}
+    keys = {"output__prediction": {"x": kind}, "output__format": form, "retry": {"attempts": 1, "outage": "1s"}}
     path = jobs.job_file(tmp_path, "http://127.0.0.1:9", **keys)
     planned, done = jobs.call("plan", path), jobs.call("run", path)
     assert planned == done
