@@ -86,7 +86,7 @@ def script(commands, port):
         if command.startswith("bulkscore serve"):
             lines += [
                 f"{command} --port {port} >served 2>&1 &",
-                "until grep -q 'project id' served; do kill -0 $! || break; sleep 0.05; done; cat served",
+                "until grep -qs 'project id' served; do kill -0 $! || break; sleep 0.05; done; cat served",
             ]
         else:
             lines.append(recipe(command))
