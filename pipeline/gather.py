@@ -15,9 +15,9 @@ from pipeline.columns import TYPELESS, check_columns
 from pipeline.errors import JobError
 from pipeline.gather_files import checked_columns, draft_files, list_input
 from pipeline.ledger import NewPlan
+from pipeline.listing import Listed
 from pipeline.plan import NO_CHANGE, Changed, cut
 from pipeline.read import FORMATS
-from pipeline.storage import Listed
 from schemas.plan import Plan, Redo, Source
 
 if TYPE_CHECKING:

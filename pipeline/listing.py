@@ -30,7 +30,7 @@ _TYPES: Final[dict[str, pa.DataType]] = {
 }
 
 LISTING: Final = pa.schema(list(_TYPES.items()))
-"""The columns of a listing, as in `storage.Listed`."""
+"""The columns of a listing, as in `Listed`."""
 
 _LISTERS: Final = 8  # on an object store each folder is a request
 
@@ -65,6 +65,15 @@ def _first_of_equals(column: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
     """Tell which values of a column differ from the one before them; the first one does."""
     differ: Any = pc.not_equal(column[1:], column[:-1])
     return pa.chunked_array([pa.array([True]), *differ.chunks])
+
+
+class Listed(NamedTuple):
+    """A file as a listing shows it: absolute URI, the part below the pattern's fixed prefix, bytes, and version."""
+
+    uri: str
+    path: str
+    size: int
+    version: str
 
 
 class _Place(NamedTuple):

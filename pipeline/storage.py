@@ -16,14 +16,13 @@ import uuid
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
+from typing import IO, TYPE_CHECKING, Any, Final, Self, cast
 from urllib.parse import unquote
 
 import pyarrow as pa
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from pipeline.errors import StorageFailed
-from pipeline.globs import WILD, matches, split_pattern
 from schemas.receipt import StoredObject
 from schemas.values import COMPRESSED
 
@@ -36,21 +35,12 @@ _READ_BUFFER: Final = 1 << 20
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: `D:/x` is a path
 
 
-class Listed(NamedTuple):
-    """A file as a listing shows it: absolute URI, the part below the pattern's fixed prefix, bytes, and version."""
-
-    uri: str
-    path: str
-    size: int
-    version: str
-
-
 class Store:
     """A folder by path or URL. Names are relative to it, with forward slashes."""
 
     def __init__(self, location: str) -> None:
         with storing("open", location):
-            self._fs, self._root = _open(location)
+            self._fs, self._root = open_source(location)
         self.uri = _uri(self._fs, self._root, location)
 
     def names(self, folder: str) -> list[str]:
@@ -212,29 +202,8 @@ def storing(action: str, name: str) -> Iterator[None]:
         ) from error
 
 
-def find(pattern: str) -> list[Listed]:
-    """List the files that a path or glob names, sorted by URI. `**` crosses folders; hidden files match only by name.
-
-    Raises StorageFailed when the listing fails; nothing found is an empty list.
-    """
-    prefix, rest = split_pattern(pattern)
-    with storing("list", pattern):
-        fs, root = _open(prefix)
-        wanted = [fs.get_file_info(f"{root}/{rest}")] if not WILD.search(rest) else _select(fs, root, rest)
-    found = []
-    for info in wanted:
-        below = info.path[len(root) :].lstrip("/")
-        if info.type == FileType.File and matches(rest, below):
-            version = f"{info.size}-{info.mtime_ns}"
-            found.append(Listed(_uri(fs, info.path, prefix), below, info.size, version))
-    return sorted(found)
-
-
-def _select(fs: FileSystem, root: str, rest: str) -> list[FileInfo]:
-    return fs.get_file_info(FileSelector(root, recursive="/" in rest or "**" in rest, allow_not_found=True))
-
-
-def _open(location: str) -> tuple[FileSystem, str]:
+def open_source(location: str) -> tuple[FileSystem, str]:
+    """Return the file system of a path or URI, and the path on it."""
     if not _SCHEME.match(location):
         return _LOCAL, str(Path(location).absolute()).rstrip("/")
     scheme, _, place = location.partition("://")
@@ -255,20 +224,15 @@ def _store(root: str) -> tuple[FileSystem, str]:
     return fs, path
 
 
-def open_source(uri: str) -> tuple[FileSystem, str]:
-    """Return the file system of a source and the path on it."""
-    return _open(uri)
-
-
 def open_stream(uri: str) -> pa.NativeFile:
     """Open a file from its beginning, decompressed by its suffix (.gz, .zst, .bz2, .lz4); the caller closes it."""
-    fs, path = _open(uri)
+    fs, path = open_source(uri)
     return fs.open_input_stream(path, compression="detect", buffer_size=_READ_BUFFER)
 
 
 def open_seekable(uri: str) -> pa.NativeFile | IO[bytes]:
     """Open a file for reading anywhere in it; a compressed one is unpacked into a temporary file first."""
-    fs, path = _open(uri)
+    fs, path = open_source(uri)
     if not is_compressed(uri):
         return fs.open_input_file(path)
     with ExitStack() as unless_done:
@@ -284,7 +248,7 @@ def packed_share(uri: str) -> float:
     """Return what share of its unpacked bytes a file takes, judged by its beginning; 1 for one that is plain."""
     if not is_compressed(uri):
         return 1.0
-    fs, path = _open(uri)
+    fs, path = open_source(uri)
     with fs.open_input_file(path) as raw:
         stream = pa.CompressedInputStream(raw, cast("Any", pa.Codec.detect(path).name))
         try:

@@ -19,7 +19,9 @@ import requests
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.globs import plain, shared_folder
 from pipeline.jobfile import load
+from pipeline.listing import Listed, listing_table
 from pipeline.run import new_run
 from pipeline.run import run as start_run
 from pipeline.storage import Store
@@ -48,6 +50,13 @@ def flowers(rows, start=0):
     for column, name in enumerate(SEND):
         columns[name] = [1.0 + ((number * 7 + column * 3) % 60) / 10 for number in numbers]
     return pa.table(columns)
+
+
+def listed(pattern):
+    """List files as planning does, each as a tuple; nothing found is an empty list."""
+    patterns = [plain(str(pattern))]
+    rows = listing_table(patterns, shared_folder(patterns), may_be_gone=True).to_pylist()
+    return [Listed(**row) for row in rows]
 
 
 def put(path, table, **options):

@@ -20,14 +20,14 @@ from pipeline.errors import JobError, StorageFailed
 from pipeline.pieces import Broken, Wanted
 from pipeline.read import Reader
 from pipeline.read_parquet import look
-from pipeline.storage import Store, find
+from pipeline.storage import Store
 from schemas.job import Input
 from schemas.plan import NO_END, Source, Work
 
 
 def source_of(path):
     """Return a file as a plan has it."""
-    [one] = find(str(path))
+    [one] = jobs.listed(str(path))
     return Source(0, one.uri, one.path, one.size, one.version, pq.read_metadata(path).num_rows)
 
 
@@ -225,7 +225,7 @@ def test_a_read_that_failed_is_no_end(tmp_path, monkeypatch):
             self.stream.close()
 
     monkeypatch.setattr(read_csv, "open_stream", Failing)
-    [one] = find(str(path))
+    [one] = jobs.listed(str(path))
     work = Work(Source(0, one.uri, one.path, one.size, one.version, None), 0, NO_END)
     with closing(Reader(Wanted(Input(path="in/*.csv", format="csv"), ("n",), {}), Store("out"))) as reader:
         with pytest.raises(StorageFailed, match="Input/output error"):
@@ -243,7 +243,7 @@ def test_rows_without_any_column_are_rows(tmp_path, form):
         path.write_text("{}\n" * 3)
     else:
         jobs.put(path, table(3))
-    [one] = find(str(path))
+    [one] = jobs.listed(str(path))
     work = Work(Source(0, one.uri, one.path, one.size, one.version, 3), 0, 3)
     with closing(Reader(Wanted(Input(path="in/*", format=form), (), {}), Store("out"))) as reader:
         found = [(batch.first, batch.data.num_rows, batch.data.schema.names) for batch in reader.read(work, 1, 3)]

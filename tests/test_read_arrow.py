@@ -13,11 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pyarrow import feather, ipc
 
+import jobs
 from pipeline import read_arrow
 from pipeline.errors import JobError
 from pipeline.pieces import Mark, Wanted
 from pipeline.read_arrow import BATCH_BYTES, look, pieces
-from pipeline.storage import find
 from schemas.job import Input
 from schemas.plan import Source
 
@@ -279,5 +279,5 @@ def test_a_file_that_is_cut_anywhere_never_shows_rows_that_are_not_its_own(tmp_p
 def test_the_source_of_a_plan_is_read(tmp_path):
     """As the listing names it."""
     put(tmp_path / "a file.arrow", packed(numbers(2)))
-    [one] = find(str(tmp_path / "*.arrow"))
+    [one] = jobs.listed(str(tmp_path / "*.arrow"))
     assert read(one.uri)[0].data["n"].to_pylist() == [0, 1]

@@ -12,7 +12,7 @@ import pytest
 import jobs
 from pipeline.errors import StorageFailed
 from pipeline.read_parquet import look
-from pipeline.storage import Store, find, storing
+from pipeline.storage import Store, storing
 
 NAMES = [
     "with space",
@@ -190,7 +190,7 @@ def test_any_name_can_be_a_folder_s(tmp_path, name):
 def test_any_name_can_be_a_file_s(tmp_path, name):
     """A listed file has a URI that opens, and the path below the fixed folder as it is."""
     jobs.put(tmp_path / "in" / name / f"{name}.parquet", jobs.flowers(2))
-    [found] = find(f"{tmp_path}/in/**/*.parquet")
+    [found] = jobs.listed(f"{tmp_path}/in/**/*.parquet")
     assert found.path == f"{name}/{name}.parquet"
     assert found.uri == (tmp_path / "in" / name / f"{name}.parquet").as_uri()
     assert look(found.uri, None, {}).rows == 2
@@ -203,7 +203,7 @@ def test_listing_follows_the_pattern(tmp_path):
         (tmp_path / name).write_bytes(b"123")
 
     def paths(pattern):
-        return [one.path for one in find(f"{tmp_path}/{pattern}")]
+        return [one.path for one in jobs.listed(f"{tmp_path}/{pattern}")]
 
     assert paths("*.parquet") == ["a.parquet", "b.parquet"]
     assert paths("*/*.parquet") == ["x/c.parquet"]
@@ -212,7 +212,7 @@ def test_listing_follows_the_pattern(tmp_path):
     assert paths("a.parquet") == ["a.parquet"]
     assert paths(".hidden.parquet") == [".hidden.parquet"]
     assert paths("gone/*.parquet") == paths("gone.parquet") == paths("x") == []
-    [listed] = find(f"{tmp_path}/a.parquet")
+    [listed] = jobs.listed(f"{tmp_path}/a.parquet")
     stat = (tmp_path / "a.parquet").stat()
     assert (listed.size, listed.version) == (3, f"3-{stat.st_mtime_ns}")
 
@@ -220,13 +220,13 @@ def test_listing_follows_the_pattern(tmp_path):
 def test_a_path_and_its_uri_list_the_same(tmp_path):
     """`file://` is a way of writing a path."""
     jobs.put(tmp_path / "in" / "a.parquet", jobs.flowers(1))
-    assert find(f"{tmp_path.as_uri()}/in/*.parquet") == find(f"{tmp_path}/in/*.parquet") != []
+    assert jobs.listed(f"{tmp_path.as_uri()}/in/*.parquet") == jobs.listed(f"{tmp_path}/in/*.parquet") != []
 
 
 def test_an_unknown_scheme_is_one_line():
     """No file system of that name: said before anything else is done."""
     with pytest.raises(StorageFailed, match=r"^cannot list floppy://a/\*\.parquet: .*floppy"):
-        find("floppy://a/*.parquet")
+        jobs.listed("floppy://a/*.parquet")
     with pytest.raises(StorageFailed, match=r"^cannot open floppy://a: .*floppy"):
         Store("floppy://a")
 
