@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs import listed
 from pipeline import lines
 from pipeline.errors import JobError
 from pipeline.pieces import Wanted
 from pipeline.read_jsonl import look, pieces
-from pipeline.storage import find
 from schemas.job import Input
 from schemas.plan import Source
 
@@ -45,7 +45,7 @@ def looked(uri, known=None, **keys):
 
 def rows_of(uri, types, start=0, mark=lines.START, columns=None):
     """Read a file; return the values by row, the broken rows, and the size of each piece."""
-    [one] = find(uri)
+    [one] = listed(uri)
     source = Source(0, one.uri, one.path, one.size, one.version, None)
     values, broken, sizes = {}, {}, []
     for piece in pieces(source, Wanted(input_of(), columns or tuple(types), types), start, mark):
@@ -173,7 +173,7 @@ def test_a_cut_file_is_looked_at_as_far_as_it_goes(tmp_path):
     rows = [{"n": number} for number in range(50_000)]
     uri = put(tmp_path / "a.jsonl.gz", *rows, pack=lambda data: gzip.compress(data)[:-2000])
     assert looked(uri) == {"n": INT}
-    [one] = find(uri)
+    [one] = listed(uri)
     source = Source(0, one.uri, one.path, one.size, one.version, None)
     reading = pieces(source, Wanted(input_of(), ("n",), {"n": INT}), 0, lines.START)
     found = []
