@@ -1,50 +1,278 @@
-"""How many requests are under way at once, and how many bytes a worker holds."""
+"""How many requests are under way at once, how fast they follow each other, and how many bytes a worker holds."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pipeline.latency import Cohort, Unloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-START: Final = 16
-CUT: Final = 0.7
-EPISODE_SECONDS: Final = 1.0
+STRIDES: Final = (1.1, 1.25, 1.5, 2.0)
+"""Growth where nothing queues: careful at first, then faster; a start begins with the last."""
+
+FREE: Final = math.log(1.1)
+"""Slowness up to which nothing queues."""
+
+FULL: Final = math.log(1.25)
+"""Slowness that is aimed at: a queue of a quarter keeps every place in the service busy, and costs nobody much."""
+
+DEEPEST_CUT: Final = -math.log(2)
+
+DRAIN_SECONDS: Final = 8.0
+DRAIN_TIMES: Final = 32
+"""How often the limit is halved for a moment, to see the unloaded time again: seconds, and unloaded times; the longer."""
+
+COHORT_SECONDS: Final = 0.05
+LARGEST_COHORT: Final = 256
+SMALLEST_COHORT: Final = 8
+FIRST_COHORT: Final = 4
+
+
+class Sent(NamedTuple):
+    """A request that went out: when, as the how manieth on the wire, and the cohort that waits for it, if any."""
+
+    at: float
+    in_flight: int
+    cohort: Cohort | None
 
 
 class Window:
-    """The limit on requests in flight: pure arithmetic, guarded by its owner.
+    """The limit on requests in flight, found by measuring: pure arithmetic, guarded by its owner.
 
-    It starts at START, or below where the job file says so. Pressure cuts it once an episode (all requests that were
-    under way when a service overflowed report the same overflow); each success gives a little back, until START again.
+    Most gateways tell nobody that they are full, they only get slower. So the limit grows while requests take no longer
+    than in an idle service, stays where they take a quarter longer, and shrinks above. The unloaded time is seen again
+    at every drain, when all workers that share a clock go down together. What gets slower but not faster again when
+    less is sent, has a new unloaded time. Pressure is no matter of time: see Ceiling.
     """
 
     def __init__(self, upper: int, *, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._upper = float(min(START, upper))
-        self._limit = self._upper
-        self._cut_at = float("-inf")
+        self._upper = upper
+        self._limit = 1.0
+        self._ceiling = Ceiling(clock)
+        self._unloaded = Unloaded()
+        self._cohort = Cohort(FIRST_COHORT)
+        self._spread = 0.3
+        self._busiest = 0
+        self._stride = len(STRIDES) - 1
+        self._starting = True
+        self._slowness = 0.0
+        self._cut: tuple[float, float] | None = None
+        self._in_vain = 0
+        self._before_drain: float | None = None
+        self._drain = self._drains()
         self.in_flight = 0
+        """Places taken."""
+        self.waiting = 0
+        """Places taken by requests that wait for the rate, and are not on the wire yet."""
 
     @property
     def limit(self) -> int:
         """Requests that may be in flight at once."""
-        return int(self._limit)
+        return max(1, int(min(self._limit, self._upper, self._ceiling.in_flight)))
 
     @property
     def open(self) -> bool:
         """Whether one more request may be sent."""
         return self.in_flight < self.limit
 
-    def pressure(self) -> None:
-        """Note that the service has too much to do."""
-        if self._clock() - self._cut_at >= EPISODE_SECONDS:
-            self._cut_at = self._clock()
-            self._limit = max(1.0, self._limit * CUT)
+    @property
+    def rate(self) -> float:
+        """Requests a second that the service takes without refusing some; infinite until it refused one."""
+        return self._ceiling.rate
+
+    def send(self) -> Sent:
+        """Note that a request that has its place goes out."""
+        on_wire = self.in_flight - self.waiting
+        self._busiest = max(self._busiest, on_wire)
+        return Sent(self._clock(), on_wire, self._cohort if self._cohort.admit() else None)
+
+    def success(self, sent: Sent, seconds: float, rows: int) -> None:
+        """Note that a request succeeded, how long it took, and how many rows it had."""
+        self._ceiling.success()
+        self.late(sent, seconds, rows)
+
+    def late(self, sent: Sent, seconds: float, rows: int) -> None:
+        """Note how long a request took, though it did not succeed: it was given up, or cut by the gateway."""
+        if sent.cohort is self._cohort:
+            self._cohort.add(self._unloaded.times(seconds, rows, self._slowness))
+            if self._cohort.complete:
+                self._decide()
+
+    def failed(self, sent: Sent) -> None:
+        """Note that a request failed for another reason, of which the window makes nothing."""
+        if sent.cohort is self._cohort:
+            self._cohort.drop()
+
+    def pressure(self, sent: Sent) -> None:
+        """Note that the service refused a request because it has too much to do."""
+        self.failed(sent)
+        if self._ceiling.pressure(sent, self._unloaded.seconds):
+            self._limit = max(1.0, min(self._limit, sent.in_flight) * Ceiling.CUT)
+            self._starting, self._stride, self._before_drain, self._cut = False, 0, None, None
+            self._next(self._limit)
+
+    def _decide(self) -> None:
+        slowness, error = self._judged()
+        if self._before_drain is not None:
+            self._drained(slowness)
+            return
+        if slowness < -2 * error:
+            self._unloaded.shift(slowness + 2 * error)
+            slowness = -2 * error
+        if self.limit == 1 and abs(slowness) > error:  # a request alone is in nobody's way
+            self._unloaded.shift(slowness * self._trust())
+            slowness, self._starting, self._stride = 0.0, True, len(STRIDES) - 1
+        helped = not self._useless_cut(slowness)
+        if not helped:
+            self._unloaded.shift(slowness)
+            slowness, self._stride = 0.0, 2
+        self._slowness = max(0.0, slowness)
+        if self._drain != self._drains() and self.limit > 1:
+            self._drain = self._drains()
+            self._before_drain = self._limit
+            self._next(min(self._limit, self._busiest) / 2)
+        else:
+            self._steer(slowness, error)
+
+    def _judged(self) -> tuple[float, float]:
+        """Return the slowness that the cohort saw, and its standard error."""
+        mean, spread = self._cohort.mean()
+        size = self._cohort.size
+        self._spread += (spread - self._spread) * size / (size + 64)
+        return math.log(mean), self._spread / math.sqrt(size)
+
+    def _trust(self) -> float:
+        return self._cohort.size / (self._cohort.size + SMALLEST_COHORT)
+
+    def _steer(self, slowness: float, error: float) -> None:
+        """Grow, hold or shrink.
+
+        A worker that has less than others grows by as much and shrinks by less, which makes them equal in the end.
+        """
+        used = self._busiest >= 0.75 * self.limit
+        if slowness <= FREE + (2 * error if self._starting else error):
+            grown = max(self._limit * STRIDES[self._stride], self._limit + self._more())
+            self._stride = min(self._stride + 1, len(STRIDES) - 1)
+            self._next(grown if used else self._limit)
+            return
+        self._starting, self._stride = False, 0
+        change = max(DEEPEST_CUT, min(0.0, FULL + error - slowness))
+        limit = self._limit * math.exp(change) + (self._more() if used else 0.0)
+        self._cut = (self._limit, slowness) if change < -FULL else None
+        self._next(limit)
+
+    def _more(self) -> float:
+        return min(1.0, self._limit / 8 + 0.25)
+
+    def _useless_cut(self, slowness: float) -> bool:
+        """Whether cuts do not help, twice running: then it is not our requests that queue."""
+        if self._cut is None:
+            self._in_vain = 0
+            return False
+        (before, then), self._cut = self._cut, None
+        hoped = math.log(before / self._limit)
+        self._in_vain = self._in_vain + 1 if slowness > then - hoped / 2 and hoped > 0 else 0
+        return self._in_vain > 1
+
+    def _drained(self, slowness: float) -> None:
+        """Take what was seen at half the limit for the unloaded time, as far as one cohort can be trusted.
+
+        Where half the requests are much faster, but still slow, there is a queue still, and nothing to learn.
+        """
+        assert self._before_drain is not None
+        fell = self._slowness - slowness > math.log(2) / 2
+        if fell and self.limit > 1:
+            self._slowness = slowness
+            self._next(self._limit / 2)
+            return
+        if slowness < 0 or not fell:
+            self._unloaded.shift(slowness * self._trust())
+            self._slowness = max(0.0, self._slowness - slowness)
+        limit, self._before_drain = self._before_drain, None
+        self._next(limit)
+
+    def _next(self, limit: float) -> None:
+        """Set the limit, and begin the cohort that tells how it is."""
+        self._limit = min(max(1.0, limit), self._upper, self._ceiling.in_flight)
+        self._busiest = 0
+        size = self._limit * max(1.0, COHORT_SECONDS / self._unloaded.seconds)
+        least = FIRST_COHORT if self._starting else max(SMALLEST_COHORT, (self._spread / 0.15) ** 2)
+        self._cohort = Cohort(round(min(max(size, least), LARGEST_COHORT)))
+
+    def _drains(self) -> int:
+        """Number the stretches of time between drains, alike for all workers that see the same clock."""
+        period = DRAIN_SECONDS
+        while period < DRAIN_TIMES * self._unloaded.seconds:
+            period *= 2
+        return int(self._clock() / period)
+
+
+class Ceiling:
+    """What a service takes without refusing, learned from refusals (429, 503).
+
+    It may count requests at once, or requests a second: both are kept a little below where it refused one. Then they
+    grow again, in steps that double, after a rest that doubles where the service is found as narrow as before.
+    """
+
+    CUT: Final = 0.8
+    BELOW: Final = 0.95
+    STEP: Final = 0.02
+    REST_SECONDS: Final = 2.0
+    LONGEST_REST_SECONDS: Final = 64.0
+    SAMPLES: Final = 64
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._successes: deque[float] = deque(maxlen=self.SAMPLES)
+        self._cut_at = float("-inf")
+        self._rest = self.REST_SECONDS / 2
+        self._rate = self._in_flight = float("inf")
+        self._factor = self._step = 1.0
+        self._next_at = float("inf")
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return self._rate * self._factor
+
+    @property
+    def in_flight(self) -> float:
+        """Requests at once."""
+        return self._in_flight * max(1.0, self._factor)
 
     def success(self) -> None:
-        """Note that a request succeeded."""
-        self._limit = min(self._upper, self._limit + 1 / self._limit)
+        """Note one; where its time has come, grow."""
+        now = self._clock()
+        self._successes.append(now)
+        if now >= self._next_at:
+            self._factor += self._step
+            self._step *= 2
+            self._next_at = now + 1.0
+            if self._factor > 2.0:  # noqa: PLR2004 - it is no bound any more
+                self._rate = self._in_flight = self._next_at = float("inf")
+                self._rest = self.REST_SECONDS / 2
+
+    def pressure(self, sent: Sent, seconds: float) -> bool:
+        """Note a refusal; return whether it is news: requests sent before the last cut only tell the same again."""
+        if sent.at < self._cut_at:
+            return False
+        last, now = self._cut_at, self._clock()
+        self._cut_at = now
+        if len(self._successes) > 1:  # where nothing succeeds it is an outage, which tells nothing about a rate
+            self._rest = min(2 * self._rest, self.LONGEST_REST_SECONDS)
+            delivered = (len(self._successes) - 1) / max(now - self._successes[0], 1e-3)
+            again = now - last < 2 * self.REST_SECONDS
+            self._rate = max(delivered, self.CUT * self.rate) if again else min(self.rate, sent.in_flight / seconds)
+            self._in_flight = max(1.0, sent.in_flight - 1.0)
+            self._factor, self._step = self.BELOW, self.STEP
+            self._next_at = now + self._rest
+            self._successes.clear()
+        return True
 
 
 class Pace:
@@ -54,10 +282,10 @@ class Pace:
         self._gap = 1 / per_second if per_second else 0.0
         self._next = float("-inf")
 
-    def turn(self, now: float) -> float:
-        """Take the next turn; return the seconds to wait for it."""
+    def turn(self, now: float, rate: float = math.inf) -> float:
+        """Take the next turn, at a lower rate where one is given; return the seconds to wait for it."""
         at = max(now, self._next)
-        self._next = at + self._gap
+        self._next = at + max(self._gap, 1 / rate)
         return at - now
 
     def left(self, now: float) -> None:
