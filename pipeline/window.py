@@ -28,6 +28,7 @@ DRAIN_TIMES: Final = 32
 
 COHORT_SECONDS: Final = 0.05
 LARGEST_COHORT: Final = 256
+SEEN: Final = 32
 SMALLEST_COHORT: Final = 8
 FIRST_COHORT: Final = 4
 
@@ -57,6 +58,7 @@ class Window:
         self._unloaded = Unloaded()
         self._cohort = Cohort(FIRST_COHORT)
         self._spread = 0.3
+        self._seen = 0
         self._busiest = 0
         self._stride = len(STRIDES) - 1
         self._starting = True
@@ -89,7 +91,8 @@ class Window:
         """Note that a request that has its place goes out."""
         on_wire = self.in_flight - self.waiting
         self._busiest = max(self._busiest, on_wire)
-        return Sent(self._clock(), on_wire, self._cohort if self._cohort.admit() else None)
+        fits = self.in_flight <= self.limit  # or it has its place from before a cut
+        return Sent(self._clock(), on_wire, self._cohort if fits and self._cohort.admit() else None)
 
     def success(self, sent: Sent, seconds: float, rows: int) -> None:
         """Note that a request succeeded, how long it took, and how many rows it had."""
@@ -124,15 +127,12 @@ class Window:
         if slowness < -2 * error:
             self._unloaded.shift(slowness + 2 * error)
             slowness = -2 * error
-        if self.limit == 1 and abs(slowness) > error:  # a request alone is in nobody's way
-            self._unloaded.shift(slowness * self._trust())
-            slowness, self._starting, self._stride = 0.0, True, len(STRIDES) - 1
         helped = not self._useless_cut(slowness)
         if not helped:
             self._unloaded.shift(slowness)
             slowness, self._stride = 0.0, 2
         self._slowness = max(0.0, slowness)
-        if self._drain != self._drains() and self.limit > 1:
+        if self._drain != self._drains() and not self._starting:
             self._drain = self._drains()
             self._before_drain = self._limit
             self._next(min(self._limit, self._busiest) / 2)
@@ -143,11 +143,14 @@ class Window:
         """Return the slowness that the cohort saw, and its standard error."""
         mean, spread = self._cohort.mean()
         size = self._cohort.size
-        self._spread += (spread - self._spread) * size / (size + 64)
-        return math.log(mean), self._spread / math.sqrt(size)
+        self._spread += (spread - self._spread) * size / (size + 16)
+        return math.log(mean), self._spread * math.sqrt(1 / size + 1 / max(self._seen, 1))
 
-    def _trust(self) -> float:
-        return self._cohort.size / (self._cohort.size + SMALLEST_COHORT)
+    def _learn(self, slowness: float) -> None:
+        """Take what a cohort saw for the unloaded time, as far as it can be trusted beside all that was seen before."""
+        size = self._cohort.size
+        self._unloaded.shift(slowness * size / (size + self._seen))
+        self._seen = min(self._seen + size, SEEN)
 
     def _steer(self, slowness: float, error: float) -> None:
         """Grow, hold or shrink.
@@ -156,11 +159,15 @@ class Window:
         """
         used = self._busiest >= 0.75 * self.limit
         if slowness <= FREE + (2 * error if self._starting else error):
+            if self._starting:
+                self._learn(slowness)
             grown = max(self._limit * STRIDES[self._stride], self._limit + self._more())
             self._stride = min(self._stride + 1, len(STRIDES) - 1)
             self._next(grown if used else self._limit)
             return
-        self._starting, self._stride = False, 0
+        if self._starting:
+            self._starting, self._drain = False, -1
+        self._stride = 0
         change = max(DEEPEST_CUT, min(0.0, FULL + error - slowness))
         limit = self._limit * math.exp(change) + (self._more() if used else 0.0)
         self._cut = (self._limit, slowness) if change < -FULL else None
@@ -185,14 +192,15 @@ class Window:
         Where half the requests are much faster, but still slow, there is a queue still, and nothing to learn.
         """
         assert self._before_drain is not None
-        fell = self._slowness - slowness > math.log(2) / 2
+        fell = self._slowness - slowness > math.log(2) / 2 and self._before_drain >= 2  # noqa: PLR2004
         if fell and self.limit > 1:
             self._slowness = slowness
             self._next(self._limit / 2)
             return
         if slowness < 0 or not fell:
-            self._unloaded.shift(slowness * self._trust())
+            self._learn(slowness)
             self._slowness = max(0.0, self._slowness - slowness)
+            self._stride = self._stride if fell else 1
         limit, self._before_drain = self._before_drain, None
         self._next(limit)
 
