@@ -63,10 +63,8 @@ class Window:
         self._stride = len(STRIDES) - 1
         self._starting = True
         self._slowness = 0.0
-        self._cut: tuple[float, float] | None = None
-        self._in_vain = 0
         self._before_drain: float | None = None
-        self._drain = self._drains()
+        self._drain_at = clock()
         self.in_flight = 0
         """Places taken."""
         self.waiting = 0
@@ -105,6 +103,8 @@ class Window:
             self._cohort.add(self._unloaded.times(seconds, rows, self._slowness))
             if self._cohort.complete:
                 self._decide()
+        if self._clock() >= self._drain_at:
+            self._drain()
 
     def failed(self, sent: Sent) -> None:
         """Note that a request failed for another reason, of which the window makes nothing."""
@@ -116,7 +116,7 @@ class Window:
         self.failed(sent)
         if self._ceiling.pressure(sent, self._unloaded.seconds):
             self._limit = max(1.0, min(self._limit, sent.in_flight) * Ceiling.CUT)
-            self._starting, self._stride, self._before_drain, self._cut = False, 0, None, None
+            self._starting, self._stride, self._before_drain = False, 0, None
             self._next(self._limit)
 
     def _decide(self) -> None:
@@ -127,17 +127,8 @@ class Window:
         if slowness < -2 * error:
             self._unloaded.shift(slowness + 2 * error)
             slowness = -2 * error
-        helped = not self._useless_cut(slowness)
-        if not helped:
-            self._unloaded.shift(slowness)
-            slowness, self._stride = 0.0, 2
         self._slowness = max(0.0, slowness)
-        if self._drain != self._drains() and not self._starting:
-            self._drain = self._drains()
-            self._before_drain = self._limit
-            self._next(min(self._limit, self._busiest) / 2)
-        else:
-            self._steer(slowness, error)
+        self._steer(slowness, error)
 
     def _judged(self) -> tuple[float, float]:
         """Return the slowness that the cohort saw, and its standard error."""
@@ -158,33 +149,26 @@ class Window:
         A worker that has less than others grows by as much and shrinks by less, which makes them equal in the end.
         """
         used = self._busiest >= 0.75 * self.limit
-        if slowness <= FREE + (2 * error if self._starting else error):
+        more = min(1.0, self._limit / 8 + 0.25) if used else 0.0
+        alone = self._starting and self.limit == 1  # a single request is in nobody's way
+        if alone or slowness <= FREE + (2 * error if self._starting else error):
             if self._starting:
                 self._learn(slowness)
-            grown = max(self._limit * STRIDES[self._stride], self._limit + self._more())
+            grown = max(self._limit * STRIDES[self._stride], self._limit + more)
             self._stride = min(self._stride + 1, len(STRIDES) - 1)
             self._next(grown if used else self._limit)
-            return
-        if self._starting:
-            self._starting, self._drain = False, -1
-        self._stride = 0
-        change = max(DEEPEST_CUT, min(0.0, FULL + error - slowness))
-        limit = self._limit * math.exp(change) + (self._more() if used else 0.0)
-        self._cut = (self._limit, slowness) if change < -FULL else None
-        self._next(limit)
+        elif self._starting and self._seen < SEEN / 2:
+            self._next(1.0)
+        else:
+            self._starting, self._stride = False, 0
+            change = max(DEEPEST_CUT, min(0.0, FULL + error - slowness))
+            self._next(self._limit * math.exp(change) + more)
 
-    def _more(self) -> float:
-        return min(1.0, self._limit / 8 + 0.25)
-
-    def _useless_cut(self, slowness: float) -> bool:
-        """Whether cuts do not help, twice running: then it is not our requests that queue."""
-        if self._cut is None:
-            self._in_vain = 0
-            return False
-        (before, then), self._cut = self._cut, None
-        hoped = math.log(before / self._limit)
-        self._in_vain = self._in_vain + 1 if slowness > then - hoped / 2 and hoped > 0 else 0
-        return self._in_vain > 1
+    def _drain(self) -> None:
+        self._drain_at = self._next_drain()
+        if not self._starting and self._before_drain is None:
+            self._before_drain = self._limit
+            self._next(min(self._limit, max(self._busiest, 1)) / 2)
 
     def _drained(self, slowness: float) -> None:
         """Take what was seen at half the limit for the unloaded time, as far as one cohort can be trusted.
@@ -192,15 +176,15 @@ class Window:
         Where half the requests are much faster, but still slow, there is a queue still, and nothing to learn.
         """
         assert self._before_drain is not None
-        fell = self._slowness - slowness > math.log(2) / 2 and self._before_drain >= 2  # noqa: PLR2004
-        if fell and self.limit > 1:
+        fell = self._slowness - slowness if self._before_drain >= 2 else 0.0  # noqa: PLR2004
+        if fell > 0.6 and self.limit > 1:
             self._slowness = slowness
             self._next(self._limit / 2)
             return
-        if slowness < 0 or not fell:
+        if slowness < 0 or fell < 0.35:
             self._learn(slowness)
             self._slowness = max(0.0, self._slowness - slowness)
-            self._stride = self._stride if fell else 1
+            self._stride = 1
         limit, self._before_drain = self._before_drain, None
         self._next(limit)
 
@@ -209,15 +193,17 @@ class Window:
         self._limit = min(max(1.0, limit), self._upper, self._ceiling.in_flight)
         self._busiest = 0
         size = self._limit * max(1.0, COHORT_SECONDS / self._unloaded.seconds)
-        least = FIRST_COHORT if self._starting else max(SMALLEST_COHORT, (self._spread / 0.15) ** 2)
+        least = FIRST_COHORT
+        if not self._starting and self._before_drain is None:
+            least = max(SMALLEST_COHORT, (self._spread / 0.15) ** 2)
         self._cohort = Cohort(round(min(max(size, least), LARGEST_COHORT)))
 
-    def _drains(self) -> int:
-        """Number the stretches of time between drains, alike for all workers that see the same clock."""
+    def _next_drain(self) -> float:
+        """Return when the next drain is due: at the same time for all workers that see the same clock."""
         period = DRAIN_SECONDS
         while period < DRAIN_TIMES * self._unloaded.seconds:
             period *= 2
-        return int(self._clock() / period)
+        return (self._clock() // period + 1) * period
 
 
 class Ceiling:

@@ -122,6 +122,7 @@ class Client:
         self._world, self._service, self._rng, self._rows, self._overhead = world, service, rng, rows, overhead
         self._pace = Pace(None)
         self._resting = 0
+        self._line: deque[tuple[int, int]] = deque()
         self._again: deque[tuple[int, int]] = deque()
         self.stopped = False
 
@@ -131,8 +132,20 @@ class Client:
             rows, failures = self._again.popleft() if self._again else (self._rows(), 0)
             self.window.in_flight += 1
             self.window.waiting += 1
-            wait = self._pace.turn(self._world.now, self.window.rate)
-            self._world.after(wait + self._overhead, lambda rows=rows, failures=failures: self._send(rows, failures))
+            self._line.append((rows, failures))
+            if len(self._line) == 1:
+                self._take_turn()
+
+    def _take_turn(self) -> None:
+        """One waits for its turn at a time, as threads do behind a lock."""
+        wait = self._pace.turn(self._world.now, self.window.rate)
+        self._world.after(wait, self._leave) if wait else self._leave()
+
+    def _leave(self) -> None:
+        rows, failures = self._line.popleft()
+        self._world.after(self._overhead, lambda: self._send(rows, failures))
+        if self._line:
+            self._take_turn()
 
     def _send(self, rows: int, failures: int) -> None:
         self.window.waiting -= 1
