@@ -26,6 +26,9 @@ DRAIN_SECONDS: Final = 8.0
 DRAIN_TIMES: Final = 32
 """How often the limit is halved for a moment, to see the unloaded time again: seconds, and unloaded times; the longer."""
 
+HELPED: Final = math.log(2) / 2
+"""A halved limit has helped where it brought half of what it would bring if all the time were spent in a queue."""
+
 COHORT_SECONDS: Final = 0.05
 LARGEST_COHORT: Final = 256
 SEEN: Final = 32
@@ -64,6 +67,7 @@ class Window:
         self._starting = True
         self._slowness = 0.0
         self._before_drain: float | None = None
+        self._halvings = 0
         self._drain_at = clock()
         self.in_flight = 0
         """Places taken."""
@@ -122,11 +126,9 @@ class Window:
     def _decide(self) -> None:
         slowness, error = self._judged()
         if self._before_drain is not None:
-            self._drained(slowness)
+            self._drained(slowness, error)
             return
-        if slowness < -2 * error:
-            self._unloaded.shift(slowness + 2 * error)
-            slowness = -2 * error
+        slowness += self._correct(min(0.0, slowness + 2 * error))
         self._slowness = max(0.0, slowness)
         self._steer(slowness, error)
 
@@ -136,6 +138,11 @@ class Window:
         size = self._cohort.size
         self._spread += (spread - self._spread) * size / (size + 16)
         return math.log(mean), self._spread * math.sqrt(1 / size + 1 / max(self._seen, 1))
+
+    def _correct(self, by: float) -> float:
+        """Move the unloaded time; return by how much less slow, seen from there, all is."""
+        self._unloaded.shift(by)
+        return -by
 
     def _learn(self, slowness: float) -> None:
         """Take what a cohort saw for the unloaded time, as far as it can be trusted beside all that was seen before."""
@@ -167,25 +174,30 @@ class Window:
     def _drain(self) -> None:
         self._drain_at = self._next_drain()
         if not self._starting and self._before_drain is None:
-            self._before_drain = self._limit
+            self._before_drain, self._halvings = self._limit, 0
             self._next(min(self._limit, max(self._busiest, 1)) / 2)
 
-    def _drained(self, slowness: float) -> None:
-        """Take what was seen at half the limit for the unloaded time, as far as one cohort can be trusted.
+    def _drained(self, slowness: float, error: float) -> None:
+        """Compare with what was seen at twice the limit, and learn the unloaded time.
 
-        Where half the requests are much faster, but still slow, there is a queue still, and nothing to learn.
+        What is slow still is halved again while that helps: then there is a queue, and it is ours. Where it does not
+        help, the service itself is slower than it was.
         """
         assert self._before_drain is not None
-        fell = self._slowness - slowness if self._before_drain >= 2 else 0.0  # noqa: PLR2004
-        if fell > 0.6 and self.limit > 1:
+        helped = self._slowness - slowness > HELPED
+        slow = slowness > FREE + 2 * error
+        if slow and self.limit > 1 and (helped or not self._halvings):
+            self._halvings += 1
             self._slowness = slowness
             self._next(self._limit / 2)
             return
-        if slowness < 0 or fell < 0.35:
-            self._learn(slowness)
-            self._slowness = max(0.0, self._slowness - slowness)
-            self._stride = 1
-        limit, self._before_drain = self._before_drain, None
+        if slow and not helped:
+            self._correct(slowness)
+        elif not slow:
+            self._learn(slowness + self._correct(min(0.0, slowness + 2 * error)))
+        self._slowness = 0.0
+        limit = min(self._before_drain, 2 * self._limit) if self._halvings and helped else self._before_drain
+        self._before_drain, self._stride = None, 1
         self._next(limit)
 
     def _next(self, limit: float) -> None:
@@ -216,6 +228,7 @@ class Ceiling:
     CUT: Final = 0.8
     BELOW: Final = 0.95
     STEP: Final = 0.02
+    LONGEST_STEP: Final = 0.08
     REST_SECONDS: Final = 2.0
     LONGEST_REST_SECONDS: Final = 64.0
     SAMPLES: Final = 64
@@ -245,7 +258,7 @@ class Ceiling:
         self._successes.append(now)
         if now >= self._next_at:
             self._factor += self._step
-            self._step *= 2
+            self._step = min(2 * self._step, self.LONGEST_STEP)
             self._next_at = now + 1.0
             if self._factor > 2.0:  # noqa: PLR2004 - it is no bound any more
                 self._rate = self._in_flight = self._next_at = float("inf")
@@ -274,6 +287,7 @@ class Pace:
 
     def __init__(self, per_second: float | None) -> None:
         self._gap = 1 / per_second if per_second else 0.0
+        self.bounded = bool(per_second)
         self._next = float("-inf")
 
     def turn(self, now: float, rate: float = math.inf) -> float:

@@ -8,6 +8,8 @@ import socket
 from contextlib import ExitStack
 
 import pytest
+
+from pipeline.window import Window
 from hypothesis import HealthCheck, settings
 
 from pipeline.sandbox.server import Options, running
@@ -70,3 +72,9 @@ def sandbox():
     """Start services that stop with the test; called with the fields of `Options`, it returns a base URL."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(running(Options(port=0, **options)))
+
+
+@pytest.fixture
+def wide_open(monkeypatch):
+    """Let the window be as large as `limits.in_flight` allows from the first request, for services that wait for it."""
+    monkeypatch.setattr(Window, "limit", property(lambda window: window._upper))
