@@ -98,7 +98,7 @@ class Window:
 
     def success(self, sent: Sent, seconds: float, rows: int) -> None:
         """Note that a request succeeded, how long it took, and how many rows it had."""
-        self._ceiling.success()
+        self._ceiling.success(sent)
         self.late(sent, seconds, rows)
 
     def late(self, sent: Sent, seconds: float, rows: int) -> None:
@@ -252,10 +252,11 @@ class Ceiling:
         """Requests at once."""
         return self._in_flight * max(1.0, self._factor)
 
-    def success(self) -> None:
+    def success(self, sent: Sent) -> None:
         """Note one; where its time has come, grow."""
         now = self._clock()
-        self._successes.append(now)
+        if sent.at >= self._cut_at:
+            self._successes.append(now)
         if now >= self._next_at:
             self._factor += self._step
             self._step = min(2 * self._step, self.LONGEST_STEP)
