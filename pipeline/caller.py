@@ -29,7 +29,7 @@ _AHEAD: Final = 2
 """Conversations under way for each place in the window: one that waits between attempts leaves no place empty."""
 
 LEAST: Final = 16
-"""Places for which there are conversations even where the window is narrower, or a few rows in trouble would fill it."""
+"""Places for which there are conversations even where the window is narrower: else a few rows in trouble fill it."""
 
 GATEWAY_TIMEOUT: Final = 504
 SECRET_LENGTH: Final = 8
@@ -78,9 +78,7 @@ class Caller:
         stopping: Stopping,
         progress: Progress,
     ) -> None:
-        self._setting = setting._replace(
-            last_success=lambda: self._last_success, alone=lambda: self._under_way <= 1
-        )
+        self._setting = setting._replace(last_success=lambda: self._last_success, alone=lambda: self._under_way <= 1)
         self._transport = transport
         self._auth = auth
         self._secrets = list(headers.values())

@@ -21,9 +21,9 @@ FIRST: Final = 8
 class Cohort:
     """So many requests sent one after the other, and the times of those that came back.
 
-    Those that come back first are the fast ones, and alone they would flatter. So nearly all are waited for; the rest, be
-    it out or only slow, counts like the slowest of the others: a straggler holds nothing up and spoils no mean. It is a
-    mean and no median, because services work in waves: where one request in five waits, it waits a whole time.
+    Those that come back first are the fast ones, and alone they would flatter. So nearly all are waited for; the rest,
+    be it out or only slow, counts like the slowest of the others: a straggler holds nothing up and spoils no mean. It
+    is a mean and no median, because services work in waves: where one request in five waits, it waits a whole time.
     """
 
     def __init__(self, size: int) -> None:

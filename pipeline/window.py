@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from pipeline.ceiling import Ceiling
 from pipeline.latency import Cohort, Unloaded
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ DEEPEST_CUT: Final = -math.log(2)
 
 DRAIN_SECONDS: Final = 8.0
 DRAIN_TIMES: Final = 32
-"""How often the limit is halved for a moment, to see the unloaded time again: seconds, and unloaded times; the longer."""
+"""How often the limit is halved for a moment, to see the unloaded time again: in seconds, but not more often than that
+many unloaded times."""
 
 HELPED: Final = math.log(2) / 2
 """A halved limit has helped where it brought half of what it would bring if all the time were spent in a queue."""
@@ -55,7 +56,7 @@ class Window:
 
     def __init__(self, upper: int, *, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._upper = upper
+        self._upper = float(upper)
         self._limit = 1.0
         self._ceiling = Ceiling(clock)
         self._unloaded = Unloaded()
@@ -104,7 +105,8 @@ class Window:
     def late(self, sent: Sent, seconds: float, rows: int) -> None:
         """Note how long a request took, though it did not succeed: it was given up, or cut by the gateway."""
         if sent.cohort is self._cohort:
-            self._cohort.add(self._unloaded.times(seconds, rows, self._slowness))
+            slowness = self._slowness if self._before_drain is None else 0.0
+            self._cohort.add(self._unloaded.times(seconds, rows, slowness))
             if self._cohort.complete:
                 self._decide()
         if self._clock() >= self._drain_at:
@@ -191,11 +193,11 @@ class Window:
             self._slowness = slowness
             self._next(self._limit / 2)
             return
+        self._slowness = 0.0 if self._halvings else self._slowness
         if slow and not helped:
             self._correct(slowness)
         elif not slow:
             self._learn(slowness + self._correct(min(0.0, slowness + 2 * error)))
-        self._slowness = 0.0
         limit = min(self._before_drain, 2 * self._limit) if self._halvings and helped else self._before_drain
         self._before_drain, self._stride = None, 1
         self._next(limit)
@@ -205,7 +207,7 @@ class Window:
         self._limit = min(max(1.0, limit), self._upper, self._ceiling.in_flight)
         self._busiest = 0
         size = self._limit * max(1.0, COHORT_SECONDS / self._unloaded.seconds)
-        least = FIRST_COHORT
+        least = float(FIRST_COHORT)
         if not self._starting and self._before_drain is None:
             least = max(SMALLEST_COHORT, (self._spread / 0.15) ** 2)
         self._cohort = Cohort(round(min(max(size, least), LARGEST_COHORT)))
@@ -216,71 +218,6 @@ class Window:
         while period < DRAIN_TIMES * self._unloaded.seconds:
             period *= 2
         return (self._clock() // period + 1) * period
-
-
-class Ceiling:
-    """What a service takes without refusing, learned from refusals (429, 503).
-
-    It may count requests at once, or requests a second: both are kept a little below where it refused one. Then they
-    grow again, in steps that double, after a rest that doubles where the service is found as narrow as before.
-    """
-
-    CUT: Final = 0.8
-    BELOW: Final = 0.95
-    STEP: Final = 0.02
-    LONGEST_STEP: Final = 0.08
-    REST_SECONDS: Final = 2.0
-    LONGEST_REST_SECONDS: Final = 64.0
-    SAMPLES: Final = 64
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._successes: deque[float] = deque(maxlen=self.SAMPLES)
-        self._cut_at = float("-inf")
-        self._rest = self.REST_SECONDS / 2
-        self._rate = self._in_flight = float("inf")
-        self._factor = self._step = 1.0
-        self._next_at = float("inf")
-
-    @property
-    def rate(self) -> float:
-        """Requests a second."""
-        return self._rate * self._factor
-
-    @property
-    def in_flight(self) -> float:
-        """Requests at once."""
-        return self._in_flight * max(1.0, self._factor)
-
-    def success(self, sent: Sent) -> None:
-        """Note one; where its time has come, grow."""
-        now = self._clock()
-        if sent.at >= self._cut_at:
-            self._successes.append(now)
-        if now >= self._next_at:
-            self._factor += self._step
-            self._step = min(2 * self._step, self.LONGEST_STEP)
-            self._next_at = now + 1.0
-            if self._factor > 2.0:  # noqa: PLR2004 - it is no bound any more
-                self._rate = self._in_flight = self._next_at = float("inf")
-                self._rest = self.REST_SECONDS / 2
-
-    def pressure(self, sent: Sent, seconds: float) -> bool:
-        """Note a refusal; return whether it is news: requests sent before the last cut only tell the same again."""
-        if sent.at < self._cut_at:
-            return False
-        last, now = self._cut_at, self._clock()
-        self._cut_at = now
-        if len(self._successes) > 1:  # where nothing succeeds it is an outage, which tells nothing about a rate
-            self._rest = min(2 * self._rest, self.LONGEST_REST_SECONDS)
-            delivered = (len(self._successes) - 1) / max(now - self._successes[0], 1e-3)
-            again = now - last < 2 * self.REST_SECONDS
-            self._rate = max(delivered, self.CUT * self.rate) if again else min(self.rate, sent.in_flight / seconds)
-            self._in_flight = max(1.0, sent.in_flight - 1.0)
-            self._factor, self._step = self.BELOW, self.STEP
-            self._next_at = now + self._rest
-            self._successes.clear()
-        return True
 
 
 class Pace:

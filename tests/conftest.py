@@ -8,11 +8,10 @@ import socket
 from contextlib import ExitStack
 
 import pytest
-
-from pipeline.window import Window
 from hypothesis import HealthCheck, settings
 
 from pipeline.sandbox.server import Options, running
+from pipeline.window import Window
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY")
 TRUST = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")  # beats a session's own `verify`
@@ -77,4 +76,4 @@ def sandbox():
 @pytest.fixture
 def wide_open(monkeypatch):
     """Let the window be as large as `limits.in_flight` allows from the first request, for services that wait for it."""
-    monkeypatch.setattr(Window, "limit", property(lambda window: window._upper))
+    monkeypatch.setattr(Window, "limit", property(lambda window: int(window._upper)))

@@ -1,4 +1,4 @@
-"""Services and clients in virtual time: a whole minute of requests in a fraction of a second, the same for the same seed."""
+"""Services and clients in virtual time: a minute of requests in a fraction of a second, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class Done:
 class Service:
     """Serves in order of arrival, as many at once as there are slots.
 
-    `takes(rows)` draws a request's seconds; `slots()` may change; `refuses(service)` answers 429 at once; a request that
-    has been here for `cut` seconds is answered with 504, and, where it waits, not served. `drag(waiting)` is the factor
-    by which all gets slower while so many wait.
+    `takes(rows)` draws a request's seconds; `slots()` may change; `refuses(service)` answers 429 at once; a request
+    that has been here for `cut` seconds is answered with 504, and, where it waits, not served. `drag(waiting)` is the
+    factor by which all gets slower while so many wait.
     """
 
     world: World
@@ -95,7 +95,8 @@ class Service:
             self.busy += 1
             self.world.after(seconds, self._leave)
             self.world.after(
-                min(seconds, self.cut - waited), lambda at=answered, ok=waited + seconds <= self.cut: at(200 if ok else 504)
+                min(seconds, self.cut - waited),
+                lambda at=answered, ok=waited + seconds <= self.cut: at(200 if ok else 504),
             )
 
     def _leave(self) -> None:

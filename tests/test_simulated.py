@@ -1,4 +1,4 @@
-"""The window against services of every kind, a minute of each in virtual time: its share of the ideal, and what waits."""
+"""The window against services of every kind, a minute of each in virtual time: share of the ideal, and what waits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import random
 
 import pytest
-
 from simulated import Client, Service, World, percentile, rate
 
 SEEDS = range(3)
@@ -185,7 +184,9 @@ def test_small_services_and_fast_and_slow_ones_are_kept_busy(seed, slots, latenc
 def test_workers_that_share_a_service_are_fair_and_do_not_swamp_it(seed, slots, workers, apart):
     """Started together, or one after the other, when the others' queue is all that the newcomer has seen."""
     clock, rng = world(seed)
-    clients = played(clock, Service(clock, fixed(LATENCY), lambda: slots), rng, seconds=120, workers=workers, apart=apart)
+    clients = played(
+        clock, Service(clock, fixed(LATENCY), lambda: slots), rng, seconds=120, workers=workers, apart=apart
+    )
     done, ideal = everything(clients), slots / LATENCY
     assert rate(done, 0, 120) >= 0.9 * ideal
     assert percentile(done, 0.99, [(0, 120)]) <= 3 * LATENCY
