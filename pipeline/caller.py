@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from pipeline.auth import IamUnavailable
-from pipeline.converse import Answered, Outcome, Send, Setting, Unanswered, Wait, converse
+from pipeline.converse import Answered, Command, Outcome, Send, Setting, Unanswered, Wait, converse
 from pipeline.status import Action, Fault
 from pipeline.transport import NoReply
-from pipeline.window import Budget, Pace, Window
+from pipeline.window import Budget, Pace, Sent, Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,10 @@ BUDGET_BYTES: Final = 128_000_000
 _AHEAD: Final = 2
 """Conversations under way for each place in the window: one that waits between attempts leaves no place empty."""
 
+LEAST: Final = 16
+"""Places for which there are conversations even where the window is narrower: else a few rows in trouble fill it."""
+
+GATEWAY_TIMEOUT: Final = 504
 SECRET_LENGTH: Final = 8
 
 _OVERHEAD: Final = 8_000
@@ -40,6 +45,18 @@ _BY_MISHAP: Final[dict[str, Action]] = {
     "timeout": Action.TIMEOUT,
     "tls": Action.STOP,
 }
+
+
+class _Trip:
+    """A request on its way, until it is told how it went."""
+
+    __slots__ = ("late", "rows", "seconds", "sent")
+
+    def __init__(self) -> None:
+        self.sent: Sent | None = None
+        self.seconds = 0.0
+        self.rows = 0
+        self.late = False
 
 
 class Caller:
@@ -61,9 +78,7 @@ class Caller:
         stopping: Stopping,
         progress: Progress,
     ) -> None:
-        self._setting = setting._replace(
-            succeeded=self._succeeded, last_success=lambda: self._last_success, alone=lambda: self._under_way <= 1
-        )
+        self._setting = setting._replace(last_success=lambda: self._last_success, alone=lambda: self._under_way <= 1)
         self._transport = transport
         self._auth = auth
         self._secrets = list(headers.values())
@@ -72,7 +87,10 @@ class Caller:
         self._stopping = stopping
         self._progress = progress
         self._last_success = float("-inf")
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._freed = threading.Condition(lock)
+        """For those that wait for a place: hundreds, of which one is woken for each place, and not all."""
         self._window = Window(limits.in_flight, clock=setting.clock)
         self._pace = Pace(rate)
         self._turns = threading.Lock()
@@ -81,8 +99,8 @@ class Caller:
         self._under_way = self._resting = 0
         self._rests_since = float("-inf")
         self._guest: int | None = None
-        self._most = _AHEAD * self._window.limit
-        self._pool = ThreadPoolExecutor(self._most, thread_name_prefix="converse")
+        self._least = min(LEAST, limits.in_flight)
+        self._pool = ThreadPoolExecutor(_AHEAD * limits.in_flight, thread_name_prefix="converse")  # started when needed
 
     def reserve(self, chunk: Chunk, head: Future[list[Outcome]] | None) -> bool:
         """Reserve a chunk's bytes and its turn; False when `head` is done first, which may hold what is missing."""
@@ -123,7 +141,7 @@ class Caller:
         Where everybody under way waits between attempts and nobody succeeded since, one more is let in that does not
         fit: nothing else could tell the trouble of some rows, behind which the others' results pile up, from an outage.
         """
-        if self._under_way >= self._most:
+        if self._under_way >= _AHEAD * max(self._window.limit, self._least):
             return False
         if self._budget.admit(cost):
             return True
@@ -141,8 +159,10 @@ class Caller:
             self._changed.notify_all()
 
     def _converse(self, chunk: Chunk) -> list[Outcome]:
-        conversation = converse(chunk, self._setting)
+        trip = _Trip()
+        conversation = converse(chunk, self._setting._replace(succeeded=lambda: self._succeeded(trip)))
         answer: Answered | Unanswered | None = None
+        command: Command | None = None
         used: Mapping[str, str] = {}
         while True:
             try:
@@ -150,15 +170,17 @@ class Caller:
             except StopIteration as end:
                 outcomes: list[Outcome] = end.value
                 return outcomes
+            finally:
+                self._failed(trip, pressure=isinstance(command, Wait) and command.pressure)
             answer = None
             if isinstance(command, Send):
-                used, answer = self._send(command.chunk)
+                used, answer = self._send(command.chunk, trip)
             elif isinstance(command, Wait):
                 self._wait(command)
             else:
                 self._refresh(used)
 
-    def _send(self, chunk: Chunk) -> tuple[Mapping[str, str], Answered | Unanswered]:
+    def _send(self, chunk: Chunk, trip: _Trip) -> tuple[Mapping[str, str], Answered | Unanswered]:
         self._stopping.check()
         with self._place():
             try:
@@ -166,10 +188,13 @@ class Caller:
             except IamUnavailable as error:
                 fault = Fault(Action.SLOWER, None, None, str(error))
                 return {}, Unanswered(fault, received=False, seconds=0.0, retry_after=error.retry_after)
+            trip.sent = self._window.send()
             headers = {**self._headers, **trace(chunk.uuid), **credentials}
             reply = self._transport.post(
                 self._setting.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline
             )
+        trip.seconds, trip.rows = reply.seconds, len(chunk)
+        trip.late = reply.kind == "timeout" if isinstance(reply, NoReply) else reply.status == GATEWAY_TIMEOUT
         if isinstance(reply, NoReply):
             fault = Fault(_BY_MISHAP[reply.kind], None, None, reply.message)
             return credentials, Unanswered(fault, reply.received, reply.seconds)
@@ -185,7 +210,7 @@ class Caller:
         with self._changed:
             while not self._window.open:
                 self._stopping.check()
-                self._changed.wait(1.0)
+                self._freed.wait(1.0)
             self._window.in_flight += 1
         self._progress.add(requests=1, in_flight=1)
         try:
@@ -195,30 +220,57 @@ class Caller:
             self._progress.add(in_flight=-1)
             with self._changed:
                 self._window.in_flight -= 1
-                self._changed.notify_all()
+                self._freed.notify()
 
     def _await_turn(self) -> None:
         """Wait until the rate allows one more request; one waits at a time, so that none leaves on another's heels."""
-        with self._turns:
-            seconds = self._pace.turn(self._setting.clock())
-            if seconds:
-                self._stopping.wait(seconds)
-                self._pace.left(self._setting.clock())
+        if not self._pace.bounded and self._window.rate == math.inf:
+            return
+        self._waits(1)
+        try:
+            with self._turns:
+                seconds = self._pace.turn(self._setting.clock(), self._window.rate)
+                if seconds:
+                    self._stopping.wait(seconds)
+                    self._pace.left(self._setting.clock())
+        finally:
+            self._waits(-1)
+
+    def _waits(self, more: int) -> None:
+        with self._changed:
+            self._window.waiting += more
 
     def _seen(self, reply: int, rows: int) -> None:
         with self._changed:
             self._budget.seen(reply, rows)
 
-    def _succeeded(self) -> None:
+    def _succeeded(self, trip: _Trip) -> None:
         with self._changed:
             self._last_success = self._setting.clock()
-            self._window.success()
+            if trip.sent:
+                before = self._window.limit
+                self._window.success(trip.sent, trip.seconds, trip.rows)
+                if self._window.limit > before:
+                    self._freed.notify(self._window.limit - before)
+                    self._changed.notify_all()
+        trip.sent = None
+
+    def _failed(self, trip: _Trip, *, pressure: bool) -> None:
+        """Tell the window how a request went that did not succeed, if there is one."""
+        if not trip.sent:
+            return
+        with self._changed:
+            if pressure:
+                self._window.pressure(trip.sent)
+            elif trip.late:
+                self._window.late(trip.sent, trip.seconds, trip.rows)
+            else:
+                self._window.failed(trip.sent)
+        trip.sent = None
 
     def _wait(self, command: Wait) -> None:
         self._progress.add(retries=1)
         with self._changed:
-            if command.pressure:
-                self._window.pressure()
             self._resting += 1
             self._rests_since = self._setting.clock()
             self._changed.notify_all()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pipeline.sandbox.server import Options, running
+from pipeline.window import Window
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY")
 TRUST = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")  # beats a session's own `verify`
@@ -70,3 +71,9 @@ def sandbox():
     """Start services that stop with the test; called with the fields of `Options`, it returns a base URL."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(running(Options(port=0, **options)))
+
+
+@pytest.fixture
+def wide_open(monkeypatch):
+    """Let the window be as large as `limits.in_flight` allows from the first request, for services that wait for it."""
+    monkeypatch.setattr(Window, "limit", property(lambda window: int(window._upper)))

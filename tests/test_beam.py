@@ -140,6 +140,7 @@ def test_a_worker_without_the_secret_is_not_an_exception(sandbox, tmp_path, monk
 
 
 @pytest.mark.parametrize(("splits", "requests"), [(8, 4), (32, 1)])
+@pytest.mark.usefixtures("wide_open")
 def test_the_window_stays_full_across_splits(tmp_path, splits, requests):
     """The service answers only while sixteen requests are there at once, until the last have come."""
     crowd = Crowd(16, splits * requests)
@@ -161,6 +162,7 @@ def test_splits_are_read_in_their_order(tmp_path):
     assert max(abs(place - number * 1000) for number, place in enumerate(first)) <= 5_000
 
 
+@pytest.mark.usefixtures("wide_open")
 def test_two_workers_of_a_process_share_one_scorer_and_one_window(tmp_path):
     """Runners make several of a DoFn in one process: the limit is the process's, and the last to go closes."""
     split_input(tmp_path, 6, 40)
@@ -195,6 +197,7 @@ def bundle(dofn, work):
     return found + [windowed.value for windowed in dofn.finish_bundle()]
 
 
+@pytest.mark.usefixtures("wide_open")
 def test_threads_of_the_local_runner_do_not_add_to_the_window(tmp_path):
     """`direct_num_workers` is passed through; two workers send no more at once than the limit, and double nothing."""
     split_input(tmp_path, 8, 40)

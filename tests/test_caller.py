@@ -185,6 +185,7 @@ def test_a_request_has_its_headers_and_its_deadline():
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
+@pytest.mark.usefixtures("wide_open")
 def test_the_window_is_reached_and_never_exceeded(limit):
     """Four splits share one caller: together they have the limit in flight, and not one request more."""
     full = threading.Semaphore(0)
@@ -394,13 +395,16 @@ def test_a_lost_connection_is_tried_again():
 
 
 def test_pressure_narrows_the_window():
-    """A service with too much to do gets fewer requests at once; one that answers again gets more."""
-    pressed = [failed(429)]
-    with calling(Wire(lambda body: pressed.pop() if pressed else ok(body)), in_flight=10) as caller:
+    """A service with too much to do gets fewer requests at once, and no faster than it took them."""
+    pressed = []
+    with calling(Wire(lambda body: pressed.pop() if pressed else (time.sleep(0.01), ok(body))[1])) as caller:
+        outcomes(caller, chunks(200))
+        before = caller._window.limit
+        assert caller._window.rate == float("inf")
+        pressed.append(failed(429))
         outcomes(caller, chunks(1))
-        assert caller._window.limit < 10
-        outcomes(caller, chunks(100))
-        assert caller._window.limit == 10
+        assert caller._window.limit < before
+        assert 0 < caller._window.rate < float("inf")
 
 
 def test_closing_closes_the_wire():

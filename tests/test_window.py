@@ -5,7 +5,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.window import CUT, EPISODE_SECONDS, START, Budget, Pace, Window
+from pipeline.ceiling import Ceiling
+from pipeline.window import Budget, Pace, Window
 
 
 class Clock:
@@ -18,50 +19,148 @@ class Clock:
         return self.now
 
 
-@given(st.integers(1, 1000), st.lists(st.sampled_from(["success", "pressure"]) | st.floats(0, 5), max_size=200))
-def test_the_limit_stays_between_one_and_where_it_started(upper, events):
-    """Whatever happens, one request may be sent, and never more than `upper` or START at once."""
+def drive(window, clock, rounds, seconds, rows=1):
+    """Fill the window, answer all after a time that is a function of how many there were; so many times over."""
+    limits = []
+    for _ in range(rounds):
+        limits.append(window.limit)
+        window.in_flight = window.limit
+        sent = [window.send() for _ in range(window.limit)]
+        took = seconds(len(sent))
+        clock.now += took
+        for one in sent:
+            window.in_flight -= 1
+            window.success(one, took, rows)
+    return limits
+
+
+EVENTS = st.sampled_from(["send", "pressure", "failed", "late"]) | st.floats(0.001, 5)
+
+
+@given(st.integers(1, 1000), st.lists(EVENTS, max_size=300))
+def test_the_limit_stays_between_one_and_its_upper_bound(upper, events):
+    """Whatever happens, one request may be sent, and never more than `upper` at once; no rate is ever nothing."""
+    clock = Clock()
+    window, under_way = Window(upper, clock=clock), []
+    for event in events:
+        if event == "send" and window.open:
+            window.in_flight += 1
+            under_way.append(window.send())
+        elif isinstance(event, float):
+            clock.now += event
+            while under_way:
+                window.in_flight -= 1
+                sent = under_way.pop()
+                window.success(sent, clock.now - sent.at, 1)
+        elif under_way and event != "send":
+            window.in_flight -= 1
+            sent = under_way.pop()
+            window.late(sent, clock.now - sent.at, 1) if event == "late" else getattr(window, event)(sent)
+        assert 1 <= window.limit <= upper
+        assert window.rate > 0
+
+
+def test_a_start_doubles_while_nothing_gets_slower():
+    """One request tells the time of an idle service; then two, four, eight."""
+    clock = Clock()
+    limits = drive(Window(512, clock=clock), clock, 24, lambda _: 0.2)
+    assert limits[0] == 1
+    assert sorted(set(limits)) == [2**power for power in range(10)]
+
+
+def test_a_start_ends_where_requests_get_slower():
+    """Ten places in the service: a few more requests than that is where the limit stays."""
+    clock = Clock()
+    limits = drive(Window(512, clock=clock), clock, 100, lambda here: 0.2 * max(1.0, here / 10))
+    assert max(limits) <= 20
+    assert 9 <= sum(limits[50:]) / 50 <= 15
+
+
+def warm(upper=512, places=40):
+    """Return a window that has found that many places, and its clock."""
     clock = Clock()
     window = Window(upper, clock=clock)
-    assert window.limit == min(START, upper)
-    for event in events:
-        if isinstance(event, float):
-            clock.now += event
-        else:
-            before = window.limit
-            getattr(window, event)()
-            assert window.limit >= before if event == "success" else window.limit <= before
-        assert 1 <= window.limit <= min(START, upper)
+    drive(window, clock, 60, lambda here: 0.2 * max(1.0, here / places))
+    return window, clock
 
 
 def test_one_overflow_cuts_once_however_many_report_it():
-    """All requests under way when a service overflows say so; that is one episode."""
-    clock = Clock()
-    window = Window(START, clock=clock)
-    for _ in range(START):
-        window.pressure()
-    assert window.limit == int(START * CUT)
-    clock.now += EPISODE_SECONDS
-    window.pressure()
-    assert window.limit == int(START * CUT * CUT)
+    """All requests that were under way when a service overflowed say so; what is sent after the cut says more."""
+    window, clock = warm()
+    window.in_flight = window.limit
+    sent = [window.send() for _ in range(window.limit)]
+    before = window.limit
+    clock.now += 0.01
+    for one in sent:
+        window.pressure(one)
+    once = window.limit
+    assert once == int(before * Ceiling.CUT)
+    clock.now += 0.01
+    window.in_flight = once
+    again = window.send()
+    clock.now += 0.01
+    window.pressure(again)
+    assert window.limit < once
 
 
-def test_successes_give_back_what_pressure_took():
-    """About one place for each round of successes, until the limit is where it started."""
-    clock = Clock()
-    window = Window(START, clock=clock)
-    for _ in range(100):
-        window.pressure()
-        clock.now += EPISODE_SECONDS
+def test_what_was_refused_is_approached_again_slowly():
+    """After a refusal there is a rate; it grows step by step, and is forgotten when nothing is refused for long."""
+    window, clock = warm()
+    window.in_flight = 40
+    sent = window.send()
+    clock.now += 0.01
+    window.pressure(sent)
+    rates = []
+    while window.rate < math.inf:
+        rates.append(window.rate)
+        drive(window, clock, 1, lambda _: 0.2)
+        assert len(rates) < 500
+    assert math.isclose(rates[0], 0.95 * 40 / 0.2, rel_tol=0.1)
+    assert rates == sorted(rates)
+    assert clock.now > 10
+
+
+def test_where_nothing_succeeds_no_rate_is_learned_from_it():
+    """An outage is no rate limit: only the first refusal counts, and the limit goes down to one."""
+    window, clock = warm()
+    rates = []
+    for _ in range(30):
+        window.in_flight = window.limit
+        sent = window.send()
+        clock.now += 1.0
+        window.pressure(sent)
+        rates.append(window.rate)
     assert window.limit == 1
-    limits = []
-    for _ in range(START * START):
-        window.success()
-        limits.append(window.limit)
-    assert limits == sorted(limits)
-    assert limits[0] == 2
-    assert limits.index(START) > START
-    assert limits[-1] == START
+    assert len(set(rates)) == 1
+
+
+def test_a_timeout_is_a_slow_request():
+    """What was given up after its deadline counts with the time that it took."""
+    window, clock = warm()
+    before = window.limit
+    for _ in range(3):
+        window.in_flight = window.limit
+        sent = [window.send() for _ in range(window.limit)]
+        clock.now += 40
+        for one in sent:
+            window.late(one, 40.0, 1)
+    assert window.limit <= before / 2
+
+
+def test_what_waits_for_the_rate_is_not_on_the_wire():
+    """A place that is taken, but not used yet, is no reason to let more in."""
+    window = Window(10, clock=Clock())
+    window.in_flight, window.waiting = 5, 3
+    assert window.send().in_flight == 2
+
+
+def test_a_new_size_is_no_slowness():
+    """Requests that are ten times as large, and take ten times as long, do not narrow the window."""
+    window, clock = warm()
+    before = window.limit
+    after = drive(window, clock, 5, lambda here: 2.0 * max(1.0, here / 40), rows=1000)
+    assert min(after) >= before // 2
+    assert after[-1] >= before * 0.8
 
 
 def test_the_window_is_open_while_a_place_is_free():
@@ -91,6 +190,12 @@ def test_a_turn_that_was_used_late_moves_the_next_one():
     assert math.isclose(pace.turn(0.25), 0.1)
     pace.left(0.3)
     assert math.isclose(pace.turn(0.4), 0.05)
+
+
+def test_a_learned_rate_is_kept_where_it_is_the_lower_one():
+    """A turn may be given a rate of its own; the job's own stays a bound."""
+    pace = Pace(10.0)
+    assert [pace.turn(0.0, 5.0), pace.turn(0.0, 100.0), pace.turn(0.0)] == [0.0, 0.2, 0.30000000000000004]
 
 
 def test_without_a_rate_nobody_waits():
