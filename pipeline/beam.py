@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pipeline.errors import BulkscoreError, JobError, StorageFailed
 from pipeline.plan import grouped, weight
 from pipeline.session import acquire, refuse, release
-from schemas.plan import Work
+from schemas.plan import Order, Work
 from schemas.receipt import Receipt
 
 if TYPE_CHECKING:
@@ -45,19 +45,19 @@ class ScoreSplits(beam.DoFn):
     It raises nothing for what the service, a row or the storage did: runners try a bundle again that raises.
     """
 
-    def __init__(self, job: Job, run: str) -> None:
+    def __init__(self, job: Job, order: Order) -> None:
         self._job = job
-        self._run = run
+        self._order = order
         self._scorer: Scorer | None = None
 
     def setup(self) -> None:
         """Open the worker's scorer; secrets are resolved here and nowhere else."""
         gc.freeze()  # what is imported by now stays: no need to look through it for garbage again and again
         try:
-            self._scorer = acquire(self._job, self._run)
+            self._scorer = acquire(self._job, self._order)
         except BulkscoreError as error:  # such as a secret that this worker does not have
             self._scorer = None
-            refuse(self._job, self._run, error)
+            refuse(self._job, self._order.run, error)
         self._splits = ThreadPoolExecutor(SMALL_SPLITS_AT_ONCE, thread_name_prefix="split")
 
     def start_bundle(self) -> None:
@@ -92,31 +92,31 @@ class ScoreSplits(beam.DoFn):
         """Let the threads go."""
         self._splits.shutdown()
         if self._scorer:
-            release(self._run)
+            release(self._order.run)
 
 
 class ScoreRows(beam.PTransform):  # type: ignore[type-arg] # not subscriptable at run time
     """`PCollection[Work] -> PCollection[Receipt]`: scores ranges of rows and commits them to the job's output.
 
-    An element may also be a tuple of pieces of work: engines want few elements.
+    An element may also be a tuple of pieces of work: engines want few elements. `order` may be just the run's name.
     """
 
-    def __init__(self, job: Job, run: str) -> None:
+    def __init__(self, job: Job, order: Order | str) -> None:
         super().__init__()
         self._job = job
-        self._run = run
+        self._order = Order(order) if isinstance(order, str) else order
 
     def expand(self, work: Any) -> Any:
         """Spread the ranges over the workers and score them."""
         spread = work | "Spread" >> beam.Reshuffle()
-        return spread | "Ungroup" >> beam.FlatMap(_pieces) | "Score" >> beam.ParDo(ScoreSplits(self._job, self._run))
+        return spread | "Ungroup" >> beam.FlatMap(_pieces) | "Score" >> beam.ParDo(ScoreSplits(self._job, self._order))
 
 
 def _pieces(element: Any) -> Iterable[Work]:
     return element if isinstance(element, tuple) else (element,)
 
 
-def run_pipeline(job: Job, run: str, work: Iterable[Work], arguments: Iterable[str]) -> None:
+def run_pipeline(job: Job, order: Order, work: Iterable[Work], arguments: Iterable[str]) -> None:
     """Run the pipeline to its end on the job's runner.
 
     Raises JobError for a runner or options that Beam does not know, StorageFailed when a remote runner fails; a failure
@@ -125,7 +125,7 @@ def run_pipeline(job: Job, run: str, work: Iterable[Work], arguments: Iterable[s
     local = job.runner.name == "local"
     pipeline = beam.Pipeline(runner=_runner(job.runner.name), options=_options([*options(job), *arguments]))
     groups = grouped(list(work))
-    _ = pipeline | "Plan" >> beam.Create(groups, reshuffle=False) | "ScoreRows" >> ScoreRows(job, run)
+    _ = pipeline | "Plan" >> beam.Create(groups, reshuffle=False) | "ScoreRows" >> ScoreRows(job, order)
     try:
         pipeline.run().wait_until_finish()
     except Exception as error:

@@ -32,6 +32,7 @@ from pipeline.plan import Changed, merged, weight
 from pipeline.progress import Progress
 from pipeline.session import session
 from pipeline.storage import Store, is_draft, storing
+from schemas.plan import Order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -83,6 +84,8 @@ def run(
     watch: Watch,
     restart: bool = False,
     how: How | None = None,
+    probe: bool = True,
+    max_requests: int | None = None,
     arguments: Sequence[str] = (),
 ) -> Summary:
     """Do what is not yet done of a job and judge its output.
@@ -100,14 +103,14 @@ def run(
         plan = draft(job, store, planned, name, change)
         if restart:  # only now: a job that cannot be planned must not cost what is there
             _clear(store)
-        return _Run(job, name, store, planned, receipts, watch, arguments).converge(plan)
+        return _Run(job, Order(name, probe, max_requests), store, planned, receipts, watch, arguments).converge(plan)
 
 
 class _Run(NamedTuple):
     """A run that holds its output."""
 
     job: Job
-    name: str
+    order: Order
     store: Store
     planned: Planned
     receipts: Receipts
@@ -134,7 +137,7 @@ class _Run(NamedTuple):
             self.store.write(SUCCESS, b"")
         else:
             self.store.delete(SUCCESS)
-        self.store.write(f"runs/{self.name}.json", _json(summary._asdict()))
+        self.store.write(f"runs/{self.order.run}.json", _json(summary._asdict()))
         return summary
 
     def _sign(self) -> None:
@@ -146,7 +149,7 @@ class _Run(NamedTuple):
 
     def _score(self) -> BulkscoreError | None:
         """Run pipelines until nothing is left; return what ended it before that."""
-        stopping = session(self.name).stopping
+        stopping = session(self.order.run).stopping
         job = fixed(self.job, self.planned.columns)
         left: list[Work] | None = None
         while not stopping:
@@ -159,11 +162,11 @@ class _Run(NamedTuple):
             self.store.delete(SUCCESS)
             self.store.delete(STOP)
             try:
-                with self.watch(session(self.name).progress, sum(map(weight, todo))):
-                    _pipeline(job, self.name, merged(todo) if job.runner.name == "local" else todo, self.arguments)
+                with self.watch(session(self.order.run).progress, sum(map(weight, todo))):
+                    _pipeline(job, self.order, merged(todo) if job.runner.name == "local" else todo, self.arguments)
             except StorageFailed as error:
                 return error
-            stopped = read_stop(self.store, self.name)
+            stopped = read_stop(self.store, self.order.run)
             if stopped:
                 stopping.stop(stopped)
         return stopping.reason
@@ -175,7 +178,7 @@ class _Run(NamedTuple):
         tally = self.planned.tally(after)
         problem = problem or _verdict(self.job, self.store, tally)
         return Summary(
-            run=self.name,
+            run=self.order.run,
             job=self.job.name,
             output=self.store.uri,
             planned=tally.planned,
@@ -185,17 +188,17 @@ class _Run(NamedTuple):
             unread=tally.unread,
             scored_by_this_run=sum(one.scored for one in fresh),
             requests=sum(one.requests for one in fresh),
-            retries=session(self.name).progress.read()["retries"],
+            retries=session(self.order.run).progress.read()["retries"],
             seconds=round(seconds, 3),
             exit_code=problem.exit_code if problem else 0,
             message=str(problem) if problem else "",
         )
 
 
-def _pipeline(job: Job, name: str, todo: Iterable[Work], arguments: Sequence[str]) -> None:
+def _pipeline(job: Job, order: Order, todo: Iterable[Work], arguments: Sequence[str]) -> None:
     from pipeline.beam import run_pipeline  # Beam takes a second to import, and a run with nothing to do needs none
 
-    run_pipeline(job, name, todo, arguments)
+    run_pipeline(job, order, todo, arguments)
 
 
 def _verdict(job: Job, store: Store, tally: Tally) -> BulkscoreError | None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipeline.columns import Columns
     from pipeline.progress import Progress
     from schemas.job import Job
-    from schemas.plan import Source, Work
+    from schemas.plan import Order, Source, Work
     from schemas.receipt import Receipt
 
 
@@ -48,9 +48,9 @@ LOOK_SECONDS: Final = 5.0
 class Scorer:
     """What a worker process needs to score splits: one service, one window, one output. Thread-safe."""
 
-    def __init__(self, job: Job, run: str, *, stopping: Stopping, progress: Progress) -> None:
+    def __init__(self, job: Job, order: Order, *, stopping: Stopping, progress: Progress) -> None:
         self.job = job
-        self.run = run
+        self.run = order.run
         self.stopping = stopping
         self.progress = progress
         self.store = Store(job.output.path)

@@ -15,6 +15,7 @@ from pipeline.storage import Store
 if TYPE_CHECKING:
     from pipeline.errors import BulkscoreError
     from schemas.job import Job
+    from schemas.plan import Order
 
 
 @dataclass
@@ -37,12 +38,12 @@ def session(run: str) -> Session:
         return _SESSIONS.setdefault(run, Session())
 
 
-def acquire(job: Job, run: str) -> Scorer:
+def acquire(job: Job, order: Order) -> Scorer:
     """Return the run's scorer in this process; each `acquire` needs its `release`."""
-    shared = session(run)
+    shared = session(order.run)
     with _LOCK:
         if shared.scorer is None:
-            shared.scorer = Scorer(job, run, stopping=shared.stopping, progress=shared.progress)
+            shared.scorer = Scorer(job, order, stopping=shared.stopping, progress=shared.progress)
         shared.users += 1
         return shared.scorer
 

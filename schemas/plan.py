@@ -66,6 +66,14 @@ class Plan(Struct, frozen=True, omit_defaults=True):
     redo: tuple[Redo, ...] = ()
 
 
+class Order(Struct, frozen=True):
+    """What a run asks of its workers: its name, whether the first rows are a trial, how many requests it may send."""
+
+    run: str
+    probe: bool = True
+    max_requests: int | None = None
+
+
 class Work(Struct, frozen=True):
     """One element of the pipeline: rows `[start, stop)` of `source` that no receipt covered when the run began.
 

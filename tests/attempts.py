@@ -19,6 +19,7 @@ import jobs
 from pipeline import plan, write
 from pipeline.ledger import Receipts
 from pipeline.storage import Draft, Store
+from schemas.plan import Order
 
 FOLDERS = ("results", "errors", "receipts")
 BROKEN = 1
@@ -69,7 +70,7 @@ class Output:
             names = self._puts[attempt] = []
             ranges = [structs.replace(self._work, start=start, stop=stop) for start, stop in pairwise(attempt.borders)]
             with noted(names.append), numbered(attempt.name):
-                one_by_one(self._job, str(attempt), ranges)
+                one_by_one(self._job, Order(str(attempt)), ranges)
             self.learn(names)
         return self._puts[attempt]
 

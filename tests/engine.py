@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from hypothesis import settings
+from msgspec import structs
 
 from pipeline import beam, jobprint
 from pipeline.session import acquire, release
@@ -37,43 +38,48 @@ def place():
 
 @contextmanager
 def engine(pipeline):
-    """Let runs use `pipeline(job, run, work)` in place of Beam's."""
+    """Let runs use `pipeline(job, order, work)` in place of Beam's."""
 
-    def run_pipeline(job, run, work, _arguments):
-        return pipeline(job, run, list(work))
+    def run_pipeline(job, order, work, _arguments):
+        return pipeline(job, order, list(work))
 
     defaults = functools.cache(jobprint._defaults)  # a fifth of a second for each run, and always the same
     with mock.patch.object(beam, "run_pipeline", run_pipeline), mock.patch.object(jobprint, "_defaults", defaults):
         yield
 
 
-def one_by_one(job, run, work):
+def one_by_one(job, order, work):
     """Score one range after the other, in this thread."""
-    scorer = acquire(job, run)
+    scorer = acquire(job, order)
     try:
         for one in work:
             scorer.score(one)
     finally:
-        release(run)
+        release(order.run)
 
 
-def again(job, run, work):
+def other(order):
+    """Return the order of a second worker process, which has a session of its own."""
+    return structs.replace(order, run=f"{order.run}-again")
+
+
+def again(job, order, work):
     """Score everything in one worker after the other, as runners do that lost the first one's answer."""
-    one_by_one(job, run, work)
-    one_by_one(job, f"{run}-again", work)
+    one_by_one(job, order, work)
+    one_by_one(job, other(order), work)
 
 
-def twice(job, run, work):
+def twice(job, order, work):
     """Score everything in two workers at once, as runners do that doubt one of them; each has a service of its own."""
     ends = []
 
-    def attempt(name):
+    def attempt(order):
         try:
-            one_by_one(job, name, work)
+            one_by_one(job, order, work)
         except BaseException as error:  # noqa: BLE001 - it goes on in the thread that waits
             ends.append(error)
 
-    attempts = [threading.Thread(target=attempt, args=(name,)) for name in (run, f"{run}-again")]
+    attempts = [threading.Thread(target=attempt, args=(one,)) for one in (order, other(order))]
     for one in attempts:
         one.start()
     for one in attempts:

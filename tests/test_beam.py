@@ -20,6 +20,7 @@ from pipeline.ledger import Planned, read_stop
 from pipeline.plan import remaining
 from pipeline.run import new_run
 from pipeline.storage import Store
+from schemas.plan import Order
 from schemas.receipt import Receipt
 
 NO_AUTH = {"type": "none"}
@@ -169,7 +170,7 @@ def test_two_workers_of_a_process_share_one_scorer_and_one_window(tmp_path):
     with recording(Crowd(3, 20, seconds=0.01)) as service:
         job = loaded(plain(tmp_path, service.url, service__limits={"rows": 10, "in_flight": 3}))
         run, work = new_run(), work_of(job)
-        one, other = ScoreSplits(job, run), ScoreSplits(job, run)
+        one, other = ScoreSplits(job, Order(run)), ScoreSplits(job, Order(run))
         for dofn in (one, other):
             dofn.setup()
             dofn.start_bundle()

@@ -24,7 +24,7 @@ from pipeline.score import Scorer, _Turns
 from pipeline.stopping import Stopping
 from pipeline.storage import Store
 from pipeline.write import RangeWriter
-from schemas.plan import NO_END
+from schemas.plan import NO_END, Order
 
 RUN = "run-1"
 
@@ -59,7 +59,7 @@ def work_of(job):
 @contextmanager
 def scoring(job, *, run=RUN):
     """Open a scorer; at the end all that it reserved must be given back."""
-    scorer = Scorer(job, run, stopping=Stopping(), progress=Progress())
+    scorer = Scorer(job, Order(run), stopping=Stopping(), progress=Progress())
     try:
         yield scorer
     finally:
@@ -287,7 +287,7 @@ def test_a_secret_that_is_not_there_is_named_at_the_start(tmp_path, monkeypatch)
     job = plain(tmp_path, "http://127.0.0.1:9/x", service__headers={"X-Key": "${env:NO_SUCH_KEY}"})
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(JobError, match=r"service\.headers\.X-Key.*NO_SUCH_KEY"):
-        Scorer(job, RUN, stopping=Stopping(), progress=Progress())
+        Scorer(job, Order(RUN), stopping=Stopping(), progress=Progress())
 
 
 def test_a_reply_that_trickles_for_ever_is_cut_and_asked_again(sandbox, tmp_path):

@@ -16,6 +16,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 
 from jobs import flowers, job_file, letters, loaded, process, proved, put, results, score, stats
 from pipeline.beam import ScoreRows, ScoreSplits
+from schemas.plan import Order
 
 PASSWORD = "pass-word-9831"
 SECRET = {"DEMO_PASSWORD": PASSWORD}
@@ -133,7 +134,7 @@ def test_what_is_pickled_names_the_secret_and_does_not_hold_it(tmp_path, monkeyp
     monkeypatch.setenv("API_KEY", "key-4711-0815")
     headers = {"X-Key": "${env:API_KEY}"}
     job = loaded(job_file(tmp_path, "http://127.0.0.1:9", service__headers=headers))
-    pickles = [pickle.dumps(job), pickle.dumps(ScoreSplits(job, "run")), *graph(job)]
+    pickles = [pickle.dumps(job), pickle.dumps(ScoreSplits(job, Order("run"))), *graph(job)]
     assert leaks(pickles, {PASSWORD, "key-4711-0815"}) == []
     assert sum(b"${env:DEMO_PASSWORD}" in one for one in pickles) >= 3
     assert PASSWORD not in repr(job) + str(job)
@@ -146,7 +147,7 @@ def test_a_worker_in_use_cannot_be_pickled(sandbox, tmp_path, monkeypatch):
     """Once the secrets are resolved, what holds them stays in its process."""
     monkeypatch.setenv("DEMO_PASSWORD", PASSWORD)
     put(tmp_path / "in" / "iris.parquet", flowers(10))
-    dofn = ScoreSplits(loaded(job_file(tmp_path, sandbox())), "run-in-use")
+    dofn = ScoreSplits(loaded(job_file(tmp_path, sandbox())), Order("run-in-use"))
     dofn.setup()
     try:
         with pytest.raises(TypeError, match="cannot"):
