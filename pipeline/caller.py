@@ -1,21 +1,21 @@
-"""Carries out conversations: threads, the window, the byte budget, headers and the wire. One per worker process."""
+"""Carries out conversations: threads, the gate, the byte budget, headers and the wire. One per worker process."""
 
 from __future__ import annotations
 
-import math
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from pipeline.auth import IamUnavailable
-from pipeline.converse import Answered, Command, Outcome, Send, Setting, Unanswered, Wait, converse
+from pipeline.converse import Answered, Dead, Outcome, Send, Setting, Unanswered, Wait, converse, of_content, told
+from pipeline.gate import Gate
+from pipeline.places import Places, Trip
 from pipeline.status import Action, Fault
 from pipeline.transport import NoReply
-from pipeline.window import Budget, Pace, Sent, Window
+from pipeline.window import Budget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from pipeline.auth import Auth
     from pipeline.pack import Chunk
@@ -47,18 +47,6 @@ _BY_MISHAP: Final[dict[str, Action]] = {
 }
 
 
-class _Trip:
-    """A request on its way, until it is told how it went."""
-
-    __slots__ = ("late", "rows", "seconds", "sent")
-
-    def __init__(self) -> None:
-        self.sent: Sent | None = None
-        self.seconds = 0.0
-        self.rows = 0
-        self.late = False
-
-
 class Caller:
     """Turns chunks into outcomes.
 
@@ -77,8 +65,10 @@ class Caller:
         rate: float | None,
         stopping: Stopping,
         progress: Progress,
+        probe: bool = False,
+        max_requests: int | None = None,
+        opened: Callable[[], None] = lambda: None,
     ) -> None:
-        self._setting = setting._replace(last_success=lambda: self._last_success, alone=lambda: self._under_way <= 1)
         self._transport = transport
         self._auth = auth
         self._secrets = list(headers.values())
@@ -86,14 +76,23 @@ class Caller:
         self._deadline = limits.timeout * 1.05 + 2  # the gateway's own 504 says more than our cut
         self._stopping = stopping
         self._progress = progress
-        self._last_success = float("-inf")
-        lock = threading.RLock()
-        self._changed = threading.Condition(lock)
-        self._freed = threading.Condition(lock)
-        """For those that wait for a place: hundreds, of which one is woken for each place, and not all."""
-        self._window = Window(limits.in_flight, clock=setting.clock)
-        self._pace = Pace(rate)
-        self._turns = threading.Lock()
+        self._opened = opened
+        self._changed = threading.Condition()
+        self._gate = Gate(is_open=not probe)
+        self._places = Places(
+            limits.in_flight,
+            rate,
+            max_requests,
+            clock=setting.clock,
+            stopping=stopping,
+            progress=progress,
+            grown=self._wake,
+        )
+        self._setting = setting._replace(
+            last_success=lambda: self._places.last_success,
+            out=self._places.out,
+            alone=lambda: self._under_way <= 1 or not self._gate.is_open,
+        )
         self._budget = Budget(BUDGET_BYTES)
         self._costs: dict[int, int] = {}
         self._under_way = self._resting = 0
@@ -101,6 +100,17 @@ class Caller:
         self._guest: int | None = None
         self._least = min(LEAST, limits.in_flight)
         self._pool = ThreadPoolExecutor(_AHEAD * limits.in_flight, thread_name_prefix="converse")  # started when needed
+
+    @property
+    def answered(self) -> bool:
+        """Whether the service has answered at least one row, or nobody wanted to try it first."""
+        return self._gate.is_open
+
+    def open(self) -> None:
+        """Let everybody in: another worker has found that the service answers."""
+        with self._changed:
+            self._gate.is_open = True
+            self._changed.notify_all()
 
     def reserve(self, chunk: Chunk, head: Future[list[Outcome]] | None) -> bool:
         """Reserve a chunk's bytes and its turn; False when `head` is done first, which may hold what is missing."""
@@ -141,11 +151,13 @@ class Caller:
         Where everybody under way waits between attempts and nobody succeeded since, one more is let in that does not
         fit: nothing else could tell the trouble of some rows, behind which the others' results pile up, from an outage.
         """
-        if self._under_way >= _AHEAD * max(self._window.limit, self._least):
+        if not self._gate.admits(self._under_way, self._resting):
+            return False
+        if self._under_way >= _AHEAD * max(self._places.limit, self._least):
             return False
         if self._budget.admit(cost):
             return True
-        stuck = 0 < self._under_way == self._resting and self._last_success < self._rests_since
+        stuck = 0 < self._under_way == self._resting and self._places.last_success < self._rests_since
         if stuck and self._guest is None:
             self._guest = id(chunk)
             self._budget.exceed(cost)
@@ -159,19 +171,21 @@ class Caller:
             self._changed.notify_all()
 
     def _converse(self, chunk: Chunk) -> list[Outcome]:
-        trip = _Trip()
-        conversation = converse(chunk, self._setting._replace(succeeded=lambda: self._succeeded(trip)))
+        trip = Trip()
+        setting = self._setting._replace(
+            succeeded=lambda: self._succeeded(trip),
+            failed=lambda fault: self._places.failed(trip, fault, by_the_model=of_content(fault)),
+        )
+        conversation = converse(chunk, setting)
         answer: Answered | Unanswered | None = None
-        command: Command | None = None
         used: Mapping[str, str] = {}
         while True:
             try:
                 command = conversation.send(answer)
             except StopIteration as end:
                 outcomes: list[Outcome] = end.value
+                self._judge_start(outcomes)
                 return outcomes
-            finally:
-                self._failed(trip, pressure=isinstance(command, Wait) and command.pressure)
             answer = None
             if isinstance(command, Send):
                 used, answer = self._send(command.chunk, trip)
@@ -180,15 +194,22 @@ class Caller:
             else:
                 self._refresh(used)
 
-    def _send(self, chunk: Chunk, trip: _Trip) -> tuple[Mapping[str, str], Answered | Unanswered]:
+    def _judge_start(self, outcomes: Iterable[Outcome]) -> None:
+        """See whether the first rows are all refused."""
+        for outcome in outcomes:
+            if isinstance(outcome, Dead):
+                with self._changed:
+                    self._gate.died(len(outcome.chunk), told(outcome.fault), self._setting.url)
+
+    def _send(self, chunk: Chunk, trip: Trip) -> tuple[Mapping[str, str], Answered | Unanswered]:
         self._stopping.check()
-        with self._place():
+        with self._places.take():
             try:
                 credentials = self._auth.headers()  # now, and not before: a place can be long in coming
             except IamUnavailable as error:
                 fault = Fault(Action.SLOWER, None, None, str(error))
                 return {}, Unanswered(fault, received=False, seconds=0.0, retry_after=error.retry_after)
-            trip.sent = self._window.send()
+            self._places.leave(trip)
             headers = {**self._headers, **trace(chunk.uuid), **credentials}
             reply = self._transport.post(
                 self._setting.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline
@@ -204,69 +225,19 @@ class Caller:
         body = hidden(reply.body, [*credentials.values(), *self._secrets])
         return credentials, Answered(reply.status, reply.headers, body, reply.seconds)
 
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        """Hold one place of the window."""
-        with self._changed:
-            while not self._window.open:
-                self._stopping.check()
-                self._freed.wait(1.0)
-            self._window.in_flight += 1
-        self._progress.add(requests=1, in_flight=1)
-        try:
-            self._await_turn()
-            yield
-        finally:
-            self._progress.add(in_flight=-1)
-            with self._changed:
-                self._window.in_flight -= 1
-                self._freed.notify()
-
-    def _await_turn(self) -> None:
-        """Wait until the rate allows one more request; one waits at a time, so that none leaves on another's heels."""
-        if not self._pace.bounded and self._window.rate == math.inf:
-            return
-        self._waits(1)
-        try:
-            with self._turns:
-                seconds = self._pace.turn(self._setting.clock(), self._window.rate)
-                if seconds:
-                    self._stopping.wait(seconds)
-                    self._pace.left(self._setting.clock())
-        finally:
-            self._waits(-1)
-
-    def _waits(self, more: int) -> None:
-        with self._changed:
-            self._window.waiting += more
-
     def _seen(self, reply: int, rows: int) -> None:
         with self._changed:
             self._budget.seen(reply, rows)
 
-    def _succeeded(self, trip: _Trip) -> None:
-        with self._changed:
-            self._last_success = self._setting.clock()
-            if trip.sent:
-                before = self._window.limit
-                self._window.success(trip.sent, trip.seconds, trip.rows)
-                if self._window.limit > before:
-                    self._freed.notify(self._window.limit - before)
-                    self._changed.notify_all()
-        trip.sent = None
+    def _succeeded(self, trip: Trip) -> None:
+        self._places.succeeded(trip)
+        if not self._gate.is_open:
+            self.open()
+            self._opened()
 
-    def _failed(self, trip: _Trip, *, pressure: bool) -> None:
-        """Tell the window how a request went that did not succeed, if there is one."""
-        if not trip.sent:
-            return
+    def _wake(self) -> None:
         with self._changed:
-            if pressure:
-                self._window.pressure(trip.sent)
-            elif trip.late:
-                self._window.late(trip.sent, trip.seconds, trip.rows)
-            else:
-                self._window.failed(trip.sent)
-        trip.sent = None
+            self._changed.notify_all()
 
     def _wait(self, command: Wait) -> None:
         self._progress.add(retries=1)
@@ -275,7 +246,7 @@ class Caller:
             self._rests_since = self._setting.clock()
             self._changed.notify_all()
         try:
-            self._stopping.wait(command.seconds)
+            self._places.rest(command.seconds, command.for_all)
         finally:
             with self._changed:
                 self._resting -= 1

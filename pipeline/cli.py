@@ -130,6 +130,10 @@ def run(
     set_: Sets = [],  # noqa: B006
     restart: Annotated[bool, typer.Option("--restart", help="Remove everything but runs/ first.")] = False,  # noqa: FBT002
     changed: Changed = None,
+    max_requests: Annotated[
+        int | None, typer.Option("--max-requests", metavar="N", min=1, help="Stop after so many.")
+    ] = None,
+    no_probe: Annotated[bool, typer.Option("--no-probe", help="Score without a trial of the first rows.")] = False,  # noqa: FBT002
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> int:
@@ -137,6 +141,8 @@ def run(
     how = how_of(changed)
     loaded = load(job, param, set_)
     problems = unready(loaded)
+    if max_requests and max_requests < loaded.runner.workers:
+        problems.append(f"--max-requests {max_requests} is less than runner.workers ({loaded.runner.workers})")
     if problems:
         raise JobError("\n".join(problems))
     if not loaded.service.tls.verify:
@@ -157,6 +163,8 @@ def run(
             watch=watch,
             restart=restart,
             how=how,
+            probe=not no_probe,
+            max_requests=max_requests,
             arguments=beam_arguments(context.args),
         )
     unread = f", {summary.unread} files not read to their end" if summary.unread else ""

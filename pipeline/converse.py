@@ -68,10 +68,10 @@ class Send(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Wait before the next attempt; `pressure` says that the service has too much to do."""
+    """Wait before the next attempt; `for_all` are the seconds that a service with too much to do asks of everybody."""
 
     seconds: float
-    pressure: bool
+    for_all: float = 0.0
 
 
 class Refresh(NamedTuple):
@@ -115,10 +115,19 @@ class Dead(NamedTuple):
 
 
 class _Halve(NamedTuple):
-    """A request is to be halved, because of `action`, after `attempts`."""
+    """A request is to be halved, because of `action`, after `attempts` and a pause in seconds."""
 
     action: Action
     attempts: int
+    pause: float
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """When a conversation's last request failed, and how many did since one succeeded."""
+
+    at: float
+    in_vain: int = 0
 
 
 Outcome = Scored | Dead
@@ -127,8 +136,9 @@ Outcome = Scored | Dead
 class Setting(NamedTuple):
     """What all conversations of a worker share.
 
-    `last_success` is the clock's time of the service's last success; `alone` tells whether no other conversation of
-    this worker is under way, so that there is none to compare with; `succeeded` is told of each success.
+    `last_success` is the clock's time of the service's last success, `out` for how many seconds it has answered nobody;
+    `alone` tells whether no other conversation of this worker is under way, so that there is none to compare with;
+    `succeeded` and `failed` are told of what each request came to.
     """
 
     adapter: Adapter
@@ -138,8 +148,10 @@ class Setting(NamedTuple):
     now: Callable[[], datetime]
     rng: Random
     last_success: Callable[[], float]
+    out: Callable[[], float] = lambda: 0.0
     alone: Callable[[], bool] = lambda: True
     succeeded: Callable[[], None] = lambda: None
+    failed: Callable[[Fault], None] = lambda _: None
 
 
 class _Course(NamedTuple):
@@ -164,16 +176,18 @@ def converse(chunk: Chunk, setting: Setting) -> Generator[Command, Answered | Un
     """Bring every sent row of the chunk to an outcome; outcomes are in row order.
 
     A request that fails while others succeed is the rows' trouble: what is halved for it, and fails for it again, is
-    halved again, until the rows are alone. While nothing succeeds it is the service's trouble, and nothing dies of it.
+    halved again, until the rows are alone. While nothing succeeds it is the service's trouble, and nothing dies of it;
+    then halves are asked with growing pauses between, and one that succeeds shows that it was the rows'.
 
     Raises Refused when the service refuses the whole job, StorageFailed when it stays out longer than `retry.outage`.
     """
     todo: list[tuple[Chunk, Action | None]] = [(chunk, None)] if len(chunk) else []
     outcomes: list[Outcome] = []
     spent = Spent()
+    trouble = _Trouble(setting.clock())
     while todo:
         part, suspected = todo.pop()
-        outcome = yield from _request(part, suspected, setting)
+        outcome = yield from _request(part, suspected, trouble, setting)
         if isinstance(outcome, _Halve):
             spent = Spent(spent.requests + outcome.attempts, spent.size + outcome.attempts * len(part.body))
             middle = (len(part) + 1) // 2
@@ -186,50 +200,94 @@ def converse(chunk: Chunk, setting: Setting) -> Generator[Command, Answered | Un
 
 
 def _request(
-    chunk: Chunk, suspected: Action | None, setting: Setting
+    chunk: Chunk, suspected: Action | None, trouble: _Trouble, setting: Setting
 ) -> Generator[Command, Answered | Unanswered | None, Outcome | _Halve]:
     """Bring one request to its outcome, or to its halving.
 
     `suspected` is what the request was halved for that these rows were in.
     """
-    patience = Patience(setting.retry, clock=setting.clock, rng=setting.rng)
-    history: list[Attempt] = []
-    began = last_failure = setting.clock()
-    held = False
+    tries = _Tries(chunk, suspected, trouble, setting)
     while True:
         reply = yield Send(chunk)
         assert reply is not None
         verdict = _read(reply, chunk, setting)
         if not isinstance(verdict, Fault):
-            setting.succeeded()
-            received = len(reply.body) if isinstance(reply, Answered) else 0
-            attempts = len(history) + 1
-            return Scored(chunk, verdict, attempts, reply.seconds, setting.now(), received, history=tuple(history))
-        others_succeed = setting.last_success() >= last_failure
-        last_failure = setting.clock()
-        if verdict.action is Action.REFRESH and history and history[-1].action == Action.REFRESH.value:
-            verdict = verdict._replace(action=Action.RETRY if others_succeed else Action.STOP)
-        history.append(_attempt(reply, verdict, setting))
-        if verdict.action is Action.STOP:
-            raise Refused(_refusal(verdict, setting.url))
-        if verdict.action is Action.REFRESH:
-            yield Refresh()
-            continue
-        seconds, spent = patience.failed(_asked(reply, setting))
-        its_own = others_succeed or (setting.alone() and _of_content(verdict))
-        if spent and not its_own:
-            _hold_out(began, verdict, setting)
-            held = True
-        elif spent and held:  # the service is back, and what was spent was its trouble
-            patience.forgive()
-            held = spent = False
-        course = _COURSES[verdict.action]
-        dying = course.at_once or (spent and its_own)
-        if len(chunk) > 1 and (dying or _repeats(verdict.action, history, suspected)):
-            return _Halve(verdict.action, len(history))
-        if dying:
-            return Dead(chunk, course.kind, verdict, tuple(history))
-        yield Wait(seconds, verdict.action is Action.SLOWER)
+            return tries.succeeded(reply, verdict)
+        step = tries.failed(reply, verdict)
+        if isinstance(step, Dead):
+            return step
+        if isinstance(step, _Halve):
+            if step.pause:
+                yield Wait(step.pause)
+            return step
+        yield step
+
+
+class _Tries:
+    """The attempts of one request, and what follows from the last one."""
+
+    def __init__(self, chunk: Chunk, suspected: Action | None, trouble: _Trouble, setting: Setting) -> None:
+        self._chunk = chunk
+        self._suspected = suspected
+        self._trouble = trouble
+        self._setting = setting
+        self._patience = Patience(setting.retry, clock=setting.clock, rng=setting.rng, failures=trouble.in_vain)
+        self._history: list[Attempt] = []
+        self._held = False
+
+    def succeeded(self, reply: Answered | Unanswered, answers: pa.Array[Any]) -> Scored:
+        """Note the answers."""
+        self._setting.succeeded()
+        self._trouble.in_vain = 0
+        received = len(reply.body) if isinstance(reply, Answered) else 0
+        attempts, history = len(self._history) + 1, tuple(self._history)
+        return Scored(self._chunk, answers, attempts, reply.seconds, self._setting.now(), received, history=history)
+
+    def failed(self, reply: Answered | Unanswered, fault: Fault) -> Command | _Halve | Dead:
+        """Say what follows from a fault. Raises Refused or StorageFailed where it ends the job."""
+        setting = self._setting
+        others_succeed = setting.last_success() >= self._trouble.at
+        self._trouble.at = setting.clock()
+        if fault.action is Action.REFRESH and self._history and self._history[-1].action == Action.REFRESH.value:
+            fault = fault._replace(action=Action.RETRY if others_succeed else Action.STOP)
+        self._history.append(_attempt(reply, fault, setting))
+        setting.failed(fault)
+        if fault.action is Action.STOP:
+            raise Refused(_refusal(fault, setting.url))
+        if fault.action is Action.REFRESH:
+            return Refresh()
+        asked = _asked(reply, setting) or 0.0
+        seconds, spent = self._patience.failed(asked)
+        if _COURSES[fault.action].at_once:
+            return self._give_up(fault, pause=0.0)
+        return self._go_on(fault, seconds, asked, spent=spent, its_own=others_succeed or self._alone_with(fault))
+
+    def _alone_with(self, fault: Fault) -> bool:
+        return self._setting.alone() and of_content(fault)
+
+    def _go_on(
+        self, fault: Fault, seconds: float, asked: float, *, spent: bool, its_own: bool
+    ) -> Command | _Halve | Dead:
+        if not its_own:
+            _hold_out(fault, self._setting)
+            self._held = self._held or spent
+            self._trouble.in_vain += 1
+        elif spent and self._held:  # the service is back, and what was spent was its trouble
+            self._patience.forgive()
+            self._held = spent = False
+        pause = 0.0 if its_own else seconds
+        if spent and its_own:
+            return self._give_up(fault, pause)
+        to_compare = spent and of_content(fault)  # a half without the row that the model fails on would succeed
+        if len(self._chunk) > 1 and (to_compare or _repeats(fault.action, self._history, self._suspected)):
+            return self._give_up(fault, pause)
+        return Wait(seconds, asked if fault.action is Action.SLOWER else 0.0)
+
+    def _give_up(self, fault: Fault, pause: float) -> _Halve | Dead:
+        """Go on with the halves; a row alone is dead."""
+        if len(self._chunk) > 1:
+            return _Halve(fault.action, len(self._history), pause)
+        return Dead(self._chunk, _COURSES[fault.action].kind, fault, tuple(self._history))
 
 
 def _repeats(action: Action, history: list[Attempt], suspected: Action | None) -> bool:
@@ -238,7 +296,7 @@ def _repeats(action: Action, history: list[Attempt], suspected: Action | None) -
     return halve_after is not None and sum(one.action == action.value for one in history) >= halve_after
 
 
-def _of_content(fault: Fault) -> bool:
+def of_content(fault: Fault) -> bool:
     """Whether the model itself answered, and not the gateway, the dispatcher or nobody."""
     platform = (fault.code or "").startswith(("APIG", "ModelArts."))
     return fault.action is Action.MISFIT or (fault.action is Action.RETRY and fault.status == 500 and not platform)  # noqa: PLR2004
@@ -250,13 +308,13 @@ def _read(reply: Answered | Unanswered, chunk: Chunk, setting: Setting) -> pa.Ar
     return setting.adapter.read(reply.status, reply.headers, reply.body, uuid=chunk.uuid, rows=len(chunk))
 
 
-def _hold_out(began: float, fault: Fault, setting: Setting) -> None:
+def _hold_out(fault: Fault, setting: Setting) -> None:
     """Hold on until `retry.outage` is over: nothing succeeds, so it is the service's trouble and not the rows'."""
-    out = setting.clock() - max(setting.last_success(), began)
+    out = setting.out()
     if out > setting.retry.outage:
         raise StorageFailed(
             f"{setting.url} has been out for {out:.0f} s, longer than retry.outage ({setting.retry.outage:g} s): "
-            f"{_told(fault)}; nothing is lost, run the same command again when it is back"
+            f"{told(fault)}; nothing is lost, run the same command again when it is back"
         )
 
 
@@ -279,8 +337,9 @@ def _attempt(reply: Answered | Unanswered, fault: Fault, setting: Setting) -> At
 
 
 def _refusal(fault: Fault, url: str) -> str:
-    return f"the service refuses the job: {_told(fault)} ({url}); mend service.url or service.auth and run it again"
+    return f"the service refuses the job: {told(fault)} ({url}); mend service.url or service.auth and run it again"
 
 
-def _told(fault: Fault) -> str:
+def told(fault: Fault) -> str:
+    """Return a fault in the service's own words."""
     return " ".join(str(part) for part in (fault.status, fault.code, fault.message) if part is not None)

@@ -24,16 +24,16 @@ class Patience:
     """The retry budget of one request: attempts and seconds, whichever ends first.
 
     Delays grow exponentially from half a second to 30 s with equal jitter, and are never shorter than the service's
-    `Retry-After`.
+    `Retry-After`. `failures` before the first attempt count for the delays, not for the budget.
     """
 
-    def __init__(self, retry: Retry, *, clock: Callable[[], float], rng: Random) -> None:
+    def __init__(self, retry: Retry, *, clock: Callable[[], float], rng: Random, failures: int = 0) -> None:
         self._clock = clock
         self._rng = rng
         self._stop = stop_any(stop_after_attempt(retry.attempts), stop_before_delay(retry.seconds))
         self._state = RetryCallState(retry_object=cast("Any", None), fn=None, args=(), kwargs={})
         self._state.start_time = clock()
-        self._failures = self._forgiven = 0
+        self._failures = self._forgiven = failures
 
     def failed(self, retry_after: float | None) -> tuple[float, bool]:
         """Record a failed attempt; return (seconds to wait before the next one, whether the budget is spent)."""

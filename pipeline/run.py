@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from filelock import FileLock, Timeout
+from msgspec import structs
 
 from pipeline import __version__
 from pipeline.changes import changed, own
@@ -32,6 +33,7 @@ from pipeline.plan import Changed, merged, weight
 from pipeline.progress import Progress
 from pipeline.session import session
 from pipeline.storage import Store, is_draft, storing
+from pipeline.trial import FOLDER
 from schemas.plan import Order
 
 if TYPE_CHECKING:
@@ -147,6 +149,12 @@ class _Run(NamedTuple):
     def _counting(self) -> list[Receipt]:
         return self.planned.counting(self.receipts.valid())
 
+    def _allowed(self) -> int | None:
+        """Return how many more dead letters there may be; None where that hangs on rows that nobody has counted."""
+        tally = self.planned.tally(self._counting())
+        allow = self.job.errors.allow
+        return None if allow.percent and tally.unread else max(0, allow.of(tally.planned) - tally.dead)
+
     def _score(self) -> BulkscoreError | None:
         """Run pipelines until nothing is left; return what ended it before that."""
         stopping = session(self.order.run).stopping
@@ -159,11 +167,12 @@ class _Run(NamedTuple):
             if todo == left:
                 return StorageFailed("a worker was lost before it committed anything; the same command resumes")
             left = todo
+            order = structs.replace(self.order, allowed=self._allowed())
             self.store.delete(SUCCESS)
             self.store.delete(STOP)
             try:
                 with self.watch(session(self.order.run).progress, sum(map(weight, todo))):
-                    _pipeline(job, self.order, merged(todo) if job.runner.name == "local" else todo, self.arguments)
+                    _pipeline(job, order, merged(todo) if job.runner.name == "local" else todo, self.arguments)
             except StorageFailed as error:
                 return error
             stopped = read_stop(self.store, self.order.run)
@@ -236,6 +245,7 @@ def _remove_strays(store: Store, receipts: Iterable[Receipt], planned: Planned) 
         ours = name.endswith(".parquet") and number.isdecimal() and int(number) < planned.count
         if ours and f"plan/{name}" not in listings:
             store.delete(f"plan/{name}")
+    store.delete_folder(FOLDER)
     for folder in (".", "plan", "runs"):
         for name in filter(is_draft, store.names(folder)):
             store.delete(f"{folder}/{name}")

@@ -17,7 +17,7 @@ from pipeline.auth import open_auth
 from pipeline.caller import Caller
 from pipeline.columns import columns_of, encoder_of, wanted_of
 from pipeline.converse import Adapter, Outcome, Setting
-from pipeline.errors import BulkscoreError, JobError, StorageFailed
+from pipeline.errors import BulkscoreError, Incomplete, JobError, StorageFailed
 from pipeline.ids import file_names, row_namer
 from pipeline.ledger import Receipts, read_stop, write_stop
 from pipeline.modelarts import ModelArts
@@ -27,12 +27,13 @@ from pipeline.read import Reader, schema_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
 from pipeline.transport import Transport
+from pipeline.trial import Trial
 from pipeline.write import RangeWriter
 from schemas.plan import NO_END
 from schemas.secret import Unresolved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pipeline.columns import Columns
     from pipeline.progress import Progress
@@ -40,6 +41,12 @@ if TYPE_CHECKING:
     from schemas.plan import Order, Source, Work
     from schemas.receipt import Receipt
 
+
+TRIAL_SECONDS: Final = 20.0
+"""How much longer than a request's time one worker waits for another that tries the service first."""
+
+ENOUGH_ROWS: Final = 1000
+"""Rows that tell whether a run is going wrong."""
 
 LOOK_SECONDS: Final = 5.0
 """How old a worker's view of `stop.json` may be while it sends."""
@@ -57,7 +64,17 @@ class Scorer:
         self._receipts = Receipts(self.store)
         self._prediction = types_of(job.output.prediction, "output.prediction")
         self._adapter: Adapter = ModelArts(job.service.options)
-        self._caller = _caller(job, self._adapter, stopping, progress)
+        self._allowed = order.allowed
+        several = job.runner.workers > 1 or job.runner.name != "local"
+        self._trial = Trial(self.store, order.run) if several and order.probe else None
+        self._caller = _caller(
+            job,
+            order,
+            self._adapter,
+            stopping=stopping,
+            progress=progress,
+            opened=self._trial.end if self._trial else lambda: None,
+        )
         self._lock = threading.Lock()
         self._looked = time.monotonic()
         self._turns = _Turns()
@@ -100,6 +117,30 @@ class Scorer:
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._look()
 
+    def _await_trial(self) -> None:
+        """Wait until the service has answered the worker that tries it, if that is another one."""
+        patience = time.monotonic() + self.job.service.limits.timeout + TRIAL_SECONDS
+        while self._trial and not self._caller.answered and not self._trial.mine:
+            if self._trial.is_over:
+                self._caller.open()
+            elif time.monotonic() > patience:  # that worker is gone, or in trouble: each tries for itself
+                return
+            else:
+                self.stopping.wait(LOOK_SECONDS / 20)
+                self._look()
+
+    def _weigh(self) -> None:
+        """End a run that is clearly past what `errors.allow` allows."""
+        counts = self.progress.read()
+        rows, dead = counts["rows"], counts["dead"]
+        if self._allowed is not None and dead > self._allowed and rows >= ENOUGH_ROWS and 2 * dead > rows:
+            self._stop(
+                Incomplete(
+                    f"stopped early: {dead} of {rows} rows are dead letters, and errors.allow is "
+                    f"{self.job.errors.allow}; see why in {self.store.uri}/errors"
+                )
+            )
+
     def _stop(self, error: BulkscoreError) -> None:
         with self._lock:
             first = not self.stopping.reason
@@ -126,6 +167,7 @@ class Scorer:
         try:
             with self._turns.take((work.source.number, hole.start)):
                 self._look()
+                self._await_trial()
                 blocks = _readable(self._blocks(work, hole, columns), failed)
                 for chunk in pack(blocks, self._limits(), self._adapter.frame):
                     self._look_again()
@@ -235,18 +277,22 @@ class _Course:
     def _settle(self) -> None:
         """Write the oldest chunk's outcomes. Where it has none because the run ends, its rows stay undone."""
         chunk, future = self._pending.popleft()
+        scorer = self._scorer
         try:
             outcomes = future.result()
         except (Stopped, BulkscoreError) as error:
             if isinstance(error, BulkscoreError):
-                self._scorer._stop(error)  # noqa: SLF001
+                scorer._stop(error)  # noqa: SLF001
+            if not scorer._caller.answered:  # noqa: SLF001 - what died so far died of a wrong contract
+                self._writer.abandon()
             self._note(self._writer.skip(chunk.stop))
         else:
             dead = self._writer.dead
             self._note(self._writer.add(chunk, outcomes))
-            self._scorer.progress.add(rows=len(chunk) + len(chunk.refused), dead=self._writer.dead - dead)
+            scorer.progress.add(rows=len(chunk) + len(chunk.refused), dead=self._writer.dead - dead)
+            scorer._weigh()  # noqa: SLF001
         finally:
-            self._scorer._caller.release(chunk)  # noqa: SLF001
+            scorer._caller.release(chunk)  # noqa: SLF001
 
     def _heed(self, future: Future[list[Outcome]]) -> None:
         error = future.exception()
@@ -260,7 +306,15 @@ class _Course:
             self._scorer.progress.add(receipts=1)
 
 
-def _caller(job: Job, adapter: Adapter, stopping: Stopping, progress: Progress) -> Caller:
+def _caller(
+    job: Job,
+    order: Order,
+    adapter: Adapter,
+    *,
+    stopping: Stopping,
+    progress: Progress,
+    opened: Callable[[], None],
+) -> Caller:
     service = job.service
     setting = Setting(
         adapter=adapter,
@@ -290,4 +344,7 @@ def _caller(job: Job, adapter: Adapter, stopping: Stopping, progress: Progress) 
         rate=service.limits.rate.per_second / job.runner.workers if service.limits.rate else None,
         stopping=stopping,
         progress=progress,
+        probe=order.probe,
+        max_requests=None if order.max_requests is None else order.max_requests // job.runner.workers,
+        opened=opened,
     )

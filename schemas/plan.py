@@ -67,11 +67,15 @@ class Plan(Struct, frozen=True, omit_defaults=True):
 
 
 class Order(Struct, frozen=True):
-    """What a run asks of its workers: its name, whether the first rows are a trial, how many requests it may send."""
+    """What a run asks of its workers: its name, and whether the first rows are a trial.
+
+    `max_requests` are the requests that it may send; `allowed` the dead letters that it may make, where that is known.
+    """
 
     run: str
     probe: bool = True
     max_requests: int | None = None
+    allowed: int | None = None
 
 
 class Work(Struct, frozen=True):

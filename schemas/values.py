@@ -207,7 +207,11 @@ class Allowance:
 
     def permits(self, dead: int, planned: int) -> bool:
         """Whether `dead` dead letters of `planned` rows still mean success; exact, `1%` is `dead * 100 <= planned`."""
-        return dead * 100 <= self.amount * planned if self.percent else dead <= self.amount
+        return dead <= self.of(planned)
+
+    def of(self, planned: int) -> int:
+        """Return how many dead letters of `planned` rows still mean success."""
+        return math.floor(self.amount * planned / 100 if self.percent else self.amount)
 
     def __str__(self) -> str:
         number = str(self.amount) if self.amount.denominator == 1 else f"{float(self.amount):.9f}".rstrip("0")

@@ -122,10 +122,11 @@ def loaded(path, **sets):
     return load(path, sets={key.replace("__", "."): text for key, text in sets.items()}, today=datetime.now(UTC).date())
 
 
-def score(path, *, watch=lambda *_: nullcontext(), restart=False, **sets):
-    """Run a job's engine in this process, without a command line; returns its summary."""
+def score(path, *, watch=lambda *_: nullcontext(), restart=False, probe=False, max_requests=None, **sets):
+    """Run a job's engine in this process, without a command line and without a trial; returns its summary."""
+    asked = {"watch": watch, "restart": restart, "probe": probe, "max_requests": max_requests}
     with mock.patch.dict(os.environ, PASSWORD):
-        return start_run(loaded(path, **sets), new_run(), watch=watch, restart=restart)
+        return start_run(loaded(path, **sets), new_run(), **asked)
 
 
 def proved(out):

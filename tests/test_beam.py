@@ -67,7 +67,7 @@ def test_score_rows_takes_plain_lists(sandbox, tmp_path):
     split_input(tmp_path, 3, 20)
     job = loaded(job_file(tmp_path, sandbox(), input={"path": "in/*.parquet"}))
     work = work_of(job)
-    found = work | ScoreRows(job, new_run())
+    found = work | ScoreRows(job, Order(new_run(), probe=False))
     assert all(isinstance(one, Receipt) for one in found)
     assert ranges(found) == [(number, 0, 20) for number in range(3)]
     assert {one.name for one in found} == set(receipts(tmp_path / "out"))
@@ -80,8 +80,8 @@ def test_work_that_is_done_is_not_asked_again(sandbox, tmp_path):
     split_input(tmp_path, 2, 20)
     job = loaded(job_file(tmp_path, url, input={"path": "in/*.parquet"}))
     work = work_of(job)
-    assert len(work | ScoreRows(job, new_run())) == 2
-    assert work[1:] + work | ScoreRows(job, new_run()) == []
+    assert len(work | ScoreRows(job, Order(new_run(), probe=False))) == 2
+    assert work[1:] + work | ScoreRows(job, Order(new_run(), probe=False)) == []
     assert stats(url)["rows_received"] == 40
 
 
@@ -93,7 +93,7 @@ def test_trouble_of_the_service_is_not_an_exception(sandbox, tmp_path, fault):
     url = sandbox(faults={2: [fault]})
     put(tmp_path / "in" / "iris.parquet", flowers(50))
     job = loaded(job_file(tmp_path, url, service__limits={"rows": 10, "timeout": "0.2s"}))
-    found = work_of(job) | ScoreRows(job, new_run())
+    found = work_of(job) | ScoreRows(job, Order(new_run(), probe=False))
     assert [(one.start, one.stop, one.scored, one.dead) for one in found] == [(0, 50, 50, 0)]
     seen = stats(url)
     assert seen["by_status"]["200"] == 5
@@ -108,7 +108,7 @@ def test_trouble_of_a_row_is_a_dead_letter_and_not_an_exception(sandbox, tmp_pat
     put(tmp_path / "in" / "rows.parquet", numbered(0, 400))
     limits = {"service__limits": {"rows": 2, "in_flight": 4}, "retry": {"attempts": 2, "outage": "20s"}}
     job = loaded(job_file(tmp_path, url, input={"path": "in/*.parquet"}, **limits))
-    [receipt] = work_of(job) | ScoreRows(job, new_run())
+    [receipt] = work_of(job) | ScoreRows(job, Order(new_run(), probe=False))
     died = {letter["source_row"]: letter["kind"] for letter in letters(tmp_path / "out")}
     assert died == {7: kind}
     assert (receipt.scored, receipt.dead) == (399, 1)
@@ -170,7 +170,7 @@ def test_two_workers_of_a_process_share_one_scorer_and_one_window(tmp_path):
     with recording(Crowd(3, 20, seconds=0.01)) as service:
         job = loaded(plain(tmp_path, service.url, service__limits={"rows": 10, "in_flight": 3}))
         run, work = new_run(), work_of(job)
-        one, other = ScoreSplits(job, Order(run)), ScoreSplits(job, Order(run))
+        one, other = ScoreSplits(job, Order(run, probe=False)), ScoreSplits(job, Order(run, probe=False))
         for dofn in (one, other):
             dofn.setup()
             dofn.start_bundle()

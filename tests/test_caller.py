@@ -128,7 +128,7 @@ def calling(wire, *, auth=None, rate=None, attempts=8, **limits):
     finally:
         made._stopping.stop()
         made.close()
-    assert (made._window.in_flight, made._under_way, made._resting, made._guest) == (0, 0, 0, None)
+    assert (made._places._window.in_flight, made._under_way, made._resting, made._guest) == (0, 0, 0, None)
     assert (made._costs, made._budget._held) == ({}, 0), "a reservation was not given back"
 
 
@@ -399,12 +399,12 @@ def test_pressure_narrows_the_window():
     pressed = []
     with calling(Wire(lambda body: pressed.pop() if pressed else (time.sleep(0.01), ok(body))[1])) as caller:
         outcomes(caller, chunks(200))
-        before = caller._window.limit
-        assert caller._window.rate == float("inf")
+        before = caller._places._window.limit
+        assert caller._places._window.rate == float("inf")
         pressed.append(failed(429))
         outcomes(caller, chunks(1))
-        assert caller._window.limit < before
-        assert 0 < caller._window.rate < float("inf")
+        assert caller._places._window.limit < before
+        assert 0 < caller._places._window.rate < float("inf")
 
 
 def test_closing_closes_the_wire():

@@ -70,6 +70,8 @@ class World:
         self.retry = Retry(**retry)
         self.time = 1000.0
         self.succeeded = -math.inf
+        self.failing = None
+        self.faults = []
         self.commands = []
 
     @property
@@ -82,8 +84,14 @@ class World:
             now=lambda: START + timedelta(seconds=self.time - 1000),
             rng=Random(1),
             last_success=lambda: self.time if self.others else self.succeeded,
+            out=lambda: self.time - self.failing if self.failing else 0.0,
             alone=lambda: self.alone,
+            failed=self.noted,
         )
+
+    def noted(self, fault):
+        self.faults.append(fault)
+        self.failing = self.failing or self.time
 
     def run(self, chunk):
         conversation = converse(chunk, self.setting)
@@ -106,7 +114,7 @@ class World:
     def reply(self, chunk):
         said = self.service(chunk)
         if said is None:
-            self.succeeded = self.time
+            self.succeeded, self.failing = self.time, None
             return good(chunk)
         if isinstance(said, Unanswered):
             return said
@@ -191,7 +199,7 @@ def test_pressure_is_told_to_the_window(fault, pressure):
     """429 and 503 slow everybody down, other trouble does not."""
     world = World(saying(fault))
     world.run(chunk_of(1))
-    assert [wait.pressure for wait in world.waits()] == [pressure]
+    assert [fault.action is Action.SLOWER for fault in world.faults] == [pressure]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +218,7 @@ def test_an_unanswered_request_can_ask_for_time_too():
     busy = Unanswered(Fault(Action.SLOWER, None, None, "IAM is busy"), received=False, seconds=0.0, retry_after=40.0)
     world = World(saying(busy))
     world.run(chunk_of(1))
-    assert world.waits() == [Wait(40.0, pressure=True)]
+    assert world.waits() == [Wait(40.0, for_all=40.0)]
 
 
 def test_delays_grow_from_attempt_to_attempt():

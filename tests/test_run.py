@@ -151,7 +151,7 @@ def test_two_attempts_at_the_same_time_count_once(sandbox, tmp_path, monkeypatch
     write_plan(store, NewPlan(plan), 0)
     store.write("job.json", json.dumps(run_module.resolved(job)).encode())
     [work] = remaining(planned.sources, planned.splits, [])
-    scorers = [Scorer(job, Order("first"), stopping=Stopping(), progress=Progress()) for _ in range(2)]
+    scorers = [Scorer(job, Order("first", probe=False), stopping=Stopping(), progress=Progress()) for _ in range(2)]
     threads = [threading.Thread(target=scorer.score, args=[work]) for scorer in scorers]
     for thread in threads:
         thread.start()
@@ -178,7 +178,7 @@ def test_a_range_that_is_tried_again_does_not_ask_again(sandbox, tmp_path, monke
     job = jobs.loaded(jobs.job_file(tmp_path, url))
     planned = Planned([draft(job, Store(job.output.path), Planned([]), "first").plan])
     [work] = remaining(planned.sources, planned.splits, [])
-    scorer = Scorer(job, Order("first"), stopping=Stopping(), progress=Progress())
+    scorer = Scorer(job, Order("first", probe=False), stopping=Stopping(), progress=Progress())
     first, second = scorer.score(work), scorer.score(work)
     scorer.close()
     assert (len(first), second) == (1, [])

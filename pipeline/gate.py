@@ -1,0 +1,33 @@
+"""The start of a job: the first rows are asked one at a time, and all others when one of them has its answer."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pipeline.errors import Refused
+
+
+class Gate:
+    """Lets a few rows try whether the contract with the service holds. Guarded by its owner.
+
+    One wrong key must not be tried by every thread, and the same refusal of the first rows is no matter of these rows.
+    """
+
+    ROWS: Final = 3
+
+    def __init__(self, *, is_open: bool) -> None:
+        self.is_open = is_open
+        self._died = 0
+
+    def admits(self, under_way: int, resting: int) -> bool:
+        """Whether one more request may begin: beside those that wait for their next attempt, while the gate is shut."""
+        return self.is_open or (under_way == resting and self._died + under_way < self.ROWS)
+
+    def died(self, rows: int, why: str, url: str) -> None:
+        """Note rows that the service refused. Raises Refused when these are the first ones, and enough."""
+        self._died += rows
+        if not self.is_open and self._died >= self.ROWS:
+            raise Refused(
+                f"the service refuses each of the first {self._died} rows: {why} ({url}); mend input.send, "
+                "input.rename or service.options, or score anyway with --no-probe"
+            )
