@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.auth import IamUnavailable
 from pipeline.converse import Answered, Dead, Outcome, Send, Setting, Unanswered, Wait, converse, of_content, told
+from pipeline.errors import Refused
 from pipeline.gate import Gate
 from pipeline.places import Places, Trip
 from pipeline.status import Action, Fault
@@ -199,7 +200,11 @@ class Caller:
         for outcome in outcomes:
             if isinstance(outcome, Dead):
                 with self._changed:
-                    self._gate.died(len(outcome.chunk), told(outcome.fault), self._setting.url)
+                    try:
+                        self._gate.died(len(outcome.chunk), told(outcome.fault), self._setting.url)
+                    except Refused as error:
+                        self._stopping.stop(error)  # before anybody else is let in
+                        raise
 
     def _send(self, chunk: Chunk, trip: Trip) -> tuple[Mapping[str, str], Answered | Unanswered]:
         self._stopping.check()

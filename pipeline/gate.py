@@ -20,8 +20,12 @@ class Gate:
         self._died = 0
 
     def admits(self, under_way: int, resting: int) -> bool:
-        """Whether one more request may begin: beside those that wait for their next attempt, while the gate is shut."""
-        return self.is_open or (under_way == resting and self._died + under_way < self.ROWS)
+        """Whether one more request may begin: beside those that wait for their next attempt, while the gate is shut.
+
+        When the job is refused anybody may: the end of the run is what they find.
+        """
+        decided = self.is_open or self._died >= self.ROWS
+        return decided or (under_way == resting and self._died + under_way < self.ROWS)
 
     def died(self, rows: int, why: str, url: str) -> None:
         """Note rows that the service refused. Raises Refused when these are the first ones, and enough."""

@@ -48,7 +48,7 @@ class Outage:
         """
         if self._since is None:
             self._since = self._clock()
-        elif sent >= self._since and not by_the_model:
+        elif sent > self._since and not by_the_model:
             self._in_vain += 1
 
     def wait(self) -> float:
@@ -66,7 +66,9 @@ class Outage:
 
     def back(self, probe: float | None) -> None:
         """Note that a request's place is free again."""
-        if probe is not None and probe == self._probe:
-            self._probe = None
+        if probe is None or probe != self._probe:
+            return
+        self._probe = None
+        if self:
             self._next = self._clock() + self._pause
             self._pause = min(2 * self._pause, self.LONGEST_PAUSE)
