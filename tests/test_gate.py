@@ -173,7 +173,7 @@ def test_a_wrong_key_is_tried_once_by_all_workers_together(tmp_path, monkeypatch
 
 
 def test_the_first_answer_opens_the_gate_for_all_workers(tmp_path):
-    """All rows are scored, the first of all requests was alone, and nothing of the trial is left behind by a run."""
+    """All rows are scored, and the first of all requests was alone."""
     with recording() as service:
         made, work = scorers(tmp_path, service.url, 3)
         with ThreadPoolExecutor(3) as pool:
@@ -187,5 +187,13 @@ def test_the_first_answer_opens_the_gate_for_all_workers(tmp_path):
         assert sum(covered) == 120
         first, second = service.calls[:2]
         assert second.arrived >= first.left
-        assert call("run", tmp_path / "job.yaml", "--set", "runner.name=local", "--set", "runner.workers=1").code == 0
+
+
+def test_nothing_of_a_trial_is_left_behind(tmp_path):
+    """Neither a run's own names, nor those of one that was killed."""
+    with recording() as service:
+        job = plain(tmp_path, service.url)
+        assert run_job(job).exit_code == 0
+        Store(str(tmp_path / "out")).write(f"{FOLDER}/20260101T000000-abcdef-1", b"")
+        assert run_job(job).exit_code == 0
     assert not [name for name in files(tmp_path / "out") if name.startswith(FOLDER)]
