@@ -298,8 +298,8 @@ def _repeats(action: Action, history: list[Attempt], suspected: Action | None) -
 
 def of_content(fault: Fault) -> bool:
     """Whether the model itself answered, and not the gateway, the dispatcher or nobody."""
-    platform = (fault.code or "").startswith(("APIG", "ModelArts."))
-    return fault.action is Action.MISFIT or (fault.action is Action.RETRY and fault.status == 500 and not platform)  # noqa: PLR2004
+    crashed = (fault.status or 0) >= 500 if fault.by == "model" else fault.by is None and fault.status == 500  # noqa: PLR2004
+    return fault.action is Action.MISFIT or (fault.action is Action.RETRY and crashed)
 
 
 def _read(reply: Answered | Unanswered, chunk: Chunk, setting: Setting) -> pa.Array[Any] | Fault:
