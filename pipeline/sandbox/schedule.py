@@ -24,6 +24,8 @@ CHAOS: Final = tuple(
     )
 )
 
+TOKEN_SERVES: Final = 100  # attempts at the least, whatever chance says: one refused at once is wrong, and not expired
+
 
 class Schedule:
     """Hands out the faults of a script, attempt by attempt; `chaos` is the probability of one where it is silent."""
@@ -35,13 +37,18 @@ class Schedule:
         self._numbers: dict[str, int] = {}
         self._arrived = 0
         self._chaos = chaos
+        self._served = TOKEN_SERVES
         self._random = Random(seed)  # noqa: S311 -- reproducible, not secret
 
     def chance(self) -> Fault:
         """Return what befalls an attempt of which the script says nothing."""
         # The second number is drawn even when it is not used: what one request meets says nothing about the next.
         drawn, fault = self._random.random(), self._random.choice(CHAOS)
-        return fault if drawn < self._chaos else OK
+        self._served += 1
+        if drawn >= self._chaos or (fault.kind == "expire" and self._served < TOKEN_SERVES):
+            return OK
+        self._served = 0 if fault.kind == "expire" else self._served
+        return fault
 
     def drops_early(self, identity: str | None, chance: Fault = OK) -> bool:
         """Return whether this attempt is to be reset before its body is read; it is then used up.
