@@ -7,7 +7,7 @@ from copy import deepcopy
 
 import yaml
 from engine import examples, place
-from hypothesis import example, given
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 import jobs
@@ -166,6 +166,7 @@ def see_it_checked(content):
         for command in ("check", "plan"):
             code, _, err = jobs.call(command, path)
             assert code in {0, 2}, err
+            event(f"{command} {code}")
             lines = err.splitlines()
             assert all(line.startswith("ERROR ") for line in lines), err
             assert bool(lines) == (code == 2), err
