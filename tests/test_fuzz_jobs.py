@@ -193,7 +193,7 @@ def test_any_bytes_are_a_job_file_or_a_few_lines_about_it(content):
     see_it_checked(content)
 
 
-@examples(3)
+@examples(1.5)
 @given(mutated())
 def test_a_job_with_any_values_is_valid_or_told_what_is_wrong(job):
     """Wrong types, sizes, units, names, and keys that nobody knows."""
@@ -204,7 +204,7 @@ def test_a_job_with_any_values_is_valid_or_told_what_is_wrong(job):
     see_it_checked(content)
 
 
-@examples(2)
+@examples()
 @given(spliced())
 def test_a_job_that_was_cut_or_mixed_up_is_valid_or_told_what_is_wrong(content):
     """As editors and merges leave them; tags and anchors of YAML too."""

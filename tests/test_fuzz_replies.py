@@ -213,7 +213,7 @@ def scripted(waiting):
     return script
 
 
-@examples(0.7)
+@examples(0.4)
 @given(said=st.lists(replies(), max_size=6))
 @example(said=[b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}"])
 @example(said=[b"HTTP/1.1 503 No\r\nRetry-After: 1e400\r\nContent-Length: 0\r\n\r\n"] * 3)

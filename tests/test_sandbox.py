@@ -16,6 +16,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -35,7 +36,7 @@ from pipeline.sandbox.infer import FOREIGN
 from pipeline.sandbox.iris import FEATURES, LABELS, MODEL, Row, peek, predict
 from pipeline.sandbox.limits import Bucket
 from pipeline.sandbox.replies import MESSAGES, Refusal
-from pipeline.sandbox.schedule import Schedule
+from pipeline.sandbox.schedule import TOKEN_SERVES, Schedule
 from pipeline.sandbox.server import Options, running, serve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -589,6 +590,14 @@ def test_chance_is_repeatable_and_as_frequent_as_told():
     assert draws(0.2, 1) != draws(0.2, 2)
     assert 300 < sum(fault != OK for fault in draws(0.2, 1)) < 500
     assert all(fault == OK for fault in draws(0.0, 1))
+
+
+def test_by_chance_a_token_dies_seldom():
+    """One that is refused as soon as it was given would be a wrong one, which nobody survives."""
+    schedule = Schedule({}, chaos=1.0)
+    dies = [place for place in range(5000) if schedule.chance().kind == "expire"]
+    assert len(dies) > 10
+    assert min(later - earlier for earlier, later in pairwise(dies)) >= TOKEN_SERVES
 
 
 def test_the_script_overrules_chance(sandbox):
