@@ -168,14 +168,13 @@ class Place:
         numbers = [float(number) for number in range(table.num_rows)]
         return table.set_column(1, jobs.SEND[0], [numbers])
 
-    def job(self, url, auth, iam="http://127.0.0.1:1", **keys):
+    def job(self, url, auth, iam="http://127.0.0.1:1", *, outage="0s"):
         """Write a job that calls the service with the secrets of this way in, and a header of its own."""
         service_keys = {"url": url, "auth": AUTHS[auth](iam), "headers": {"Authorization": "Bearer ${env:KEY}"}}
         limits = {"rows": 1, "in_flight": 4, "timeout": "1s"}
-        retry = {"attempts": 3, "seconds": 20, "outage": "0s"}
-        return jobs.job_file(
-            self.folder, "", service={**service_keys, "limits": limits, **keys}, retry=retry, errors={"allow": "100%"}
-        )
+        retry = {"attempts": 3, "seconds": 20, "outage": outage}
+        service_keys["limits"] = limits
+        return jobs.job_file(self.folder, "", service=service_keys, retry=retry, errors={"allow": "100%"})
 
     def told(self, *more):
         """Return all that is on disk and was said, but for the file of the job's own token and the cache of tokens."""
@@ -258,7 +257,7 @@ def test_what_others_quote_is_struck_in_every_form(secret, form):
 def test_a_service_that_quotes_its_requests_in_every_answer_gives_nothing_away(place, iam, auth):
     """In bodies of every status, in headers, in a uuid: dead letters tell the rest."""
     with service.recording(Talkative()) as recorded, engine(one_by_one):
-        ran = jobs.call("run", place.job(recorded.url, auth, iam), env={})
+        ran = jobs.call("run", place.job(recorded.url, auth, iam, outage="60s"), env={})
         assert KEY in recorded.calls[0].headers["Authorization"]
         assert recorded.calls[0].headers.get("X-Auth-Token") == (None if auth == "none" else TOKEN)
     assert ran.code == 0, ran
