@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final
+
+from requests.structures import CaseInsensitiveDict
 
 from pipeline.auth import IamUnavailable
 from pipeline.converse import Answered, Dead, Outcome, Send, Setting, Unanswered, Wait, converse, of_content, told
@@ -14,6 +17,7 @@ from pipeline.places import Places, Trip
 from pipeline.status import Action, Fault
 from pipeline.transport import NoReply
 from pipeline.window import Budget
+from schemas.secret import strike
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.pack import Chunk
     from pipeline.progress import Progress
     from pipeline.stopping import Stopping
-    from pipeline.transport import Transport
+    from pipeline.transport import Reply, Transport
     from schemas.job import Limits
 
 BUDGET_BYTES: Final = 128_000_000
@@ -33,7 +37,6 @@ LEAST: Final = 16
 """Places for which there are conversations even where the window is narrower: else a few rows in trouble fill it."""
 
 GATEWAY_TIMEOUT: Final = 504
-SECRET_LENGTH: Final = 8
 
 _OVERHEAD: Final = 8_000
 """Bytes that the objects of a chunk and its results take, beside what they carry."""
@@ -226,9 +229,8 @@ class Caller:
             return credentials, Unanswered(fault, reply.received, reply.seconds)
         if reply.status == 200:  # noqa: PLR2004
             self._seen(len(reply.body), len(chunk))
-            return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds)
-        body = hidden(reply.body, [*credentials.values(), *self._secrets])
-        return credentials, Answered(reply.status, reply.headers, body, reply.seconds)
+        shown = partial(hidden, reply, (*credentials.values(), *self._secrets))
+        return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds, shown)
 
     def _seen(self, reply: int, rows: int) -> None:
         with self._changed:
@@ -263,12 +265,13 @@ class Caller:
             self._stopping.wait(error.retry_after or 1.0)  # the next attempt asks again, and is counted
 
 
-def hidden(body: bytes, secrets: Iterable[str]) -> bytes:
-    """Return an error's body without our secrets: services quote what they refuse. Short values are no secrets."""
-    for secret in secrets:
-        if len(secret) >= SECRET_LENGTH:
-            body = body.replace(secret.encode(), b"***")
-    return body
+def hidden(reply: Reply, secrets: Iterable[str]) -> Answered:
+    """Return a reply without our secrets: services quote what they refuse, and it goes into dead letters."""
+    secrets = list(secrets)
+    headers = CaseInsensitiveDict(
+        {name: strike(value.encode(), secrets).decode() for name, value in reply.headers.items()}
+    )
+    return Answered(reply.status, headers, strike(reply.body, secrets), reply.seconds)
 
 
 def trace(uuid: str) -> dict[str, str]:

@@ -43,12 +43,13 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What the service said. `headers` are case-insensitive."""
+    """What the service said. `headers` are case-insensitive; `shown` gives the same without our secrets."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     seconds: float
+    shown: Callable[[], Answered] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,14 +299,18 @@ def _repeats(action: Action, history: list[Attempt], suspected: Action | None) -
 
 def of_content(fault: Fault) -> bool:
     """Whether the model itself answered, and not the gateway, the dispatcher or nobody."""
-    platform = (fault.code or "").startswith(("APIG", "ModelArts."))
-    return fault.action is Action.MISFIT or (fault.action is Action.RETRY and fault.status == 500 and not platform)  # noqa: PLR2004
+    crashed = (fault.status or 0) >= 500 if fault.by == "model" else fault.by is None and fault.status == 500  # noqa: PLR2004
+    return fault.action is Action.MISFIT or (fault.action is Action.RETRY and crashed)
 
 
 def _read(reply: Answered | Unanswered, chunk: Chunk, setting: Setting) -> pa.Array[Any] | Fault:
     if isinstance(reply, Unanswered):
         return reply.fault
-    return setting.adapter.read(reply.status, reply.headers, reply.body, uuid=chunk.uuid, rows=len(chunk))
+    verdict = setting.adapter.read(reply.status, reply.headers, reply.body, uuid=chunk.uuid, rows=len(chunk))
+    if isinstance(verdict, Fault) and reply.shown:  # what is told of it must not quote what we sent
+        reply = reply.shown()
+        verdict = setting.adapter.read(reply.status, reply.headers, reply.body, uuid=chunk.uuid, rows=len(chunk))
+    return verdict
 
 
 def _hold_out(fault: Fault, setting: Setting) -> None:
@@ -323,7 +328,7 @@ def _asked(reply: Answered | Unanswered, setting: Setting) -> float | None:
 
 
 def _attempt(reply: Answered | Unanswered, fault: Fault, setting: Setting) -> Attempt:
-    headers = reply.headers if isinstance(reply, Answered) else {}
+    headers = (reply.shown() if reply.shown else reply).headers if isinstance(reply, Answered) else {}
     return Attempt(
         time=setting.now().astimezone(UTC).isoformat(),
         action=fault.action.value,

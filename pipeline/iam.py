@@ -17,7 +17,7 @@ from pipeline.errors import JobError, Refused
 from pipeline.retry import retry_after
 from pipeline.status import words
 from pipeline.transport import FENCE_SECONDS, mishap, tls_context
-from schemas.secret import Secret, reveal
+from schemas.secret import Secret, reveal, strike
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -185,9 +185,9 @@ def _failure(account: Account, error: ClientException) -> Refused | IamUnavailab
             return Refused(f"{account.place}: {what}; set REQUESTS_CA_BUNDLE if it has an authority of its own")
         return IamUnavailable(f"{account.place} gives no answer: {what}")
     status = response.status_code
-    code, message = words(response.content)
+    code, message = words(strike(response.content, [account.password]))
     said = " ".join(f"{status} {'' if code == str(status) else code} {message}".split())
-    said = said.replace(account.password, "***")
+    said = said.replace(account.password, "***")  # however short it is
     if status in _TRANSIENT or status >= 500:  # noqa: PLR2004
         return IamUnavailable(
             f"{account.place} gives no token: {said}", retry_after(response.headers, datetime.now(UTC))

@@ -1,4 +1,4 @@
-"""What an answer that is not a success means: (status, code, text) -> what to do.
+"""What an answer that is not a success means: (status, code, text, who answered) -> what to do.
 
 The tables are data; `judge` only looks them up, most specific first. ModelArts reuses codes (`APIG.0201` comes with
 seven statuses, `ModelArts.4503` with four texts), so a code alone never decides. Sources: the error tables of API
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -30,13 +30,18 @@ class Action(Enum):
     STOP = "stop"  # concerns every request: the job ends
 
 
+By = Literal["gateway", "dispatcher", "model"]
+"""The layer that answered: the API gateway, the platform behind it, or the model itself."""
+
+
 class Fault(NamedTuple):
-    """An answer that is not a success, in the service's own words."""
+    """An answer that is not a success, in the service's own words; `by` is None where nobody can tell."""
 
     action: Action
     status: int | None
     code: str | None
     message: str
+    by: By | None = None
 
 
 _BY_STATUS: Final[dict[int, Action]] = {
@@ -94,27 +99,49 @@ _BY_CODE: Final[dict[tuple[int, str], Action]] = {
     **{(status, code): Action.STOP for status, codes in _STOPPING.items() for code in codes},
 }
 
-_BY_TEXT: Final[tuple[tuple[str, re.Pattern[str], Action], ...]] = (
-    ("ModelArts.4503", re.compile("SSL error", re.IGNORECASE), Action.STOP),
-    ("ModelArts.4503", re.compile("respond timeout", re.IGNORECASE), Action.SLOWER),
-    ("ModelArts.4503", re.compile("timed out", re.IGNORECASE), Action.TIMEOUT),
-    ("ModelArts.4503", re.compile("not found or failed to respond", re.IGNORECASE), Action.RETRY),
-    ("MR.0101", re.compile(""), Action.REJECT),
-    ("MR.0105", re.compile(""), Action.REJECT),
+_ANY: Final = frozenset(range(600))
+_FAILED: Final = frozenset({500, 504})
+
+_BY_TEXT: Final[tuple[tuple[str, frozenset[int], re.Pattern[str], Action], ...]] = tuple(
+    (code, statuses, re.compile(text, re.IGNORECASE), action)
+    for code, statuses, text, action in (
+        ("ModelArts.4503", _FAILED, "SSL error", Action.STOP),
+        ("ModelArts.4503", _FAILED, "respond timeout", Action.SLOWER),
+        ("ModelArts.4503", _FAILED, "timed out", Action.TIMEOUT),
+        ("ModelArts.4503", _FAILED, "not found or failed to respond", Action.RETRY),
+        ("ModelArts.8909", _ANY, "timed out", Action.TIMEOUT),
+        ("ModelArts.8909", _ANY, "", Action.RETRY),
+        ("ModelArts.8910", _ANY, "", Action.STOP),  # http where the service has https, or the other way round
+        ("MR.0101", _ANY, "", Action.REJECT),
+        ("MR.0105", _ANY, "", Action.REJECT),
+    )
 )
+
+_BY_MODEL: Final[dict[int, Action]] = {403: Action.REJECT, 404: Action.REJECT}
+"""What a model itself says so is about what it was sent, such as an id that it does not know; from the platform, and
+from who cannot be told, it is about the URL or the credentials."""
+
+_FAMILIES: Final[dict[str, By]] = {"APIG": "gateway", "ModelArts": "dispatcher", "MR": "model"}
+_SERVERS: Final[dict[str, By]] = {"api-gateway": "gateway", "ModelArts": "model"}
+"""Answers of the dispatcher have this `Server` too, but a code of its own beside it."""
 
 
 def judge(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     """Say what an answer with this status, which is no success, means."""
     code, message = words(body)
-    text = message or f"HTTP {status} from {headers.get('Server', 'an unnamed server')}"
-    return Fault(_action(status, code.replace("APIGW.", "APIG."), message), status, code or None, text)
+    server = _line(headers.get("Server", ""))
+    text = message or f"HTTP {status} from {server or 'an unnamed server'}"
+    known = code.replace("APIGW.", "APIG.")
+    by = _FAMILIES.get(known.partition(".")[0]) or _SERVERS.get(server)
+    return Fault(_action(status, known, message, by), status, code or None, text, by)
 
 
-def _action(status: int, code: str, message: str) -> Action:
-    for known, pattern, action in _BY_TEXT:
-        if code == known and pattern.search(message):
+def _action(status: int, code: str, message: str, by: By | None) -> Action:
+    for known, statuses, pattern, action in _BY_TEXT:
+        if code == known and status in statuses and pattern.search(message):
             return action
+    if by == "model" and status in _BY_MODEL:
+        return _BY_MODEL[status]
     return _BY_CODE.get((status, code)) or _BY_STATUS.get(status) or _BY_CLASS.get(status // 100, Action.RETRY)
 
 

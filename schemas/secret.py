@@ -6,17 +6,27 @@ compared and printed. What it stands for exists only where `resolve` is called, 
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import re
+from base64 import b64encode, urlsafe_b64encode
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, quote_plus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 REFERENCE: Final = re.compile(r"\$\{(env|file):([^${}]+)\}")
 HIDDEN: Final = "***"
+SHORTEST: Final = 8
+"""Characters of a word that may be a secret: services have headers that say `production`, too, but `v1` is none."""
+
+RECOGNISED: Final = 16
+"""Characters by which the beginning of a long secret is known, where others cut it short."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -52,6 +62,36 @@ class Secret:
 
     def __repr__(self) -> str:
         return f"Secret({str(self)!r})"
+
+
+def strike(text: bytes, secrets: Iterable[str]) -> bytes:
+    """Return what others said without our secrets, which they quote: whole or cut, as they are or encoded.
+
+    A secret is struck with each of its words: a header may have one behind `Bearer`.
+    """
+    words = {word for secret in secrets for word in (secret, *secret.split()) if len(word) >= SHORTEST}
+    for form in sorted({form for word in words for form in _forms(word)}, key=len, reverse=True):
+        text = _struck(text, form)
+    return text
+
+
+def _forms(word: str) -> Iterator[bytes]:
+    """Yield a word as JSON, URLs, forms, HTML and base64 have it."""
+    plain = word.encode()
+    yield plain
+    for ascii_only in (True, False):
+        quoted = json.dumps(word, ensure_ascii=ascii_only)[1:-1]
+        yield from (quoted.encode(), quoted.replace("/", "\\/").encode())
+    yield from (one.encode() for one in (quote(word, safe=""), quote(word), quote_plus(word), html.escape(word)))
+    yield from (b64encode(plain).rstrip(b"="), urlsafe_b64encode(plain).rstrip(b"="))
+
+
+def _struck(text: bytes, form: bytes) -> bytes:
+    kept, start = [], 0
+    while (at := text.find(form[:RECOGNISED], start)) >= 0:
+        kept += [text[start:at], HIDDEN.encode()]
+        start = at + len(commonprefix([text[at : at + len(form)], form]))  # noqa: RUF071 - these are no paths
+    return b"".join((*kept, text[start:]))
 
 
 def reveal(value: Secret | str, env: Mapping[str, str] = os.environ) -> str:

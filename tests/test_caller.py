@@ -417,5 +417,9 @@ def test_closing_closes_the_wire():
 
 def test_what_an_error_quotes_of_our_secrets_is_hidden():
     """Short values are no secrets, and may be part of anything."""
-    body = b'{"error_msg": "token MII-secret-1 is unknown in stage 1"}'
-    assert hidden(body, ["MII-secret-1", "1"]) == b'{"error_msg": "token *** is unknown in stage 1"}'
+    reply = Reply(
+        401, {"Server": "for MII-secret-1"}, b'{"error_msg": "token MII-secret-1 is unknown in stage 1"}', 0.1
+    )
+    shown = hidden(reply, ["MII-secret-1", "1"])
+    assert shown.body == b'{"error_msg": "token *** is unknown in stage 1"}'
+    assert (shown.status, shown.headers["server"], shown.seconds) == (401, "for ***", 0.1)

@@ -440,14 +440,23 @@ def test_after_an_outage_a_request_has_its_whole_budget_again():
     assert scored.attempts == 33
 
 
-@pytest.mark.parametrize(("fault", "kind"), [(CRASHED, "exhausted"), (MISFIT, "mismatch")])
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [(CRASHED, "exhausted"), (MISFIT, "mismatch"), ((502, {}, {"Server": "ModelArts"}), "exhausted")],
+)
 def test_a_lone_request_that_the_model_fails_follows_retry(fault, kind):
     """There is no other conversation to compare with, and it was the model that answered."""
     world = World(poisoned([2], fault), alone=True, attempts=3)
     assert summary(world.run(chunk_of(4))) == ended(4, [2], kind)
 
 
-@pytest.mark.parametrize("fault", [NOBODY, UNAVAILABLE, GATEWAY_503, TIMEOUT, (500, {"error_code": "APIG.0601"})])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(NOBODY, UNAVAILABLE, GATEWAY_503, TIMEOUT, (500, {"error_code": "APIG.0601"})),
+        (500, {}, {"Server": "api-gateway"}),
+    ],
+)
 def test_a_lone_request_that_does_not_reach_the_model_is_an_outage(fault):
     """Nobody answered, or the gateway or the dispatcher did."""
     with pytest.raises(StorageFailed):

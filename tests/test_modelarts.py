@@ -188,7 +188,7 @@ def test_the_models_own_failure_is_a_refusal_of_the_content(status, wrapper):
     """The built-in server's `erno`, which comes with several statuses, 200 among them."""
     body = b'{"erno":"MR.0105","msg":"Recognition failed","words_result":{}}'
     fault = read(body, status=status, wrapper=wrapper)
-    assert fault == Fault(Action.REJECT, status, "MR.0105", "Recognition failed")
+    assert fault == Fault(Action.REJECT, status, "MR.0105", "Recognition failed", "model")
 
 
 def test_an_erno_beside_answers_does_not_take_them_away():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -514,6 +515,24 @@ def test_rows_that_meet_trouble_come_out_as_without_it(sandbox, tmp_path):
     assert max(jobs.results(tmp_path / "out")["attempts"].to_pylist()) > 1
     assert jobs.lasting(tmp_path / "out") == uninterrupted(tmp_path, sandbox())
     assert jobs.proved(tmp_path / "out") == ()
+
+
+def test_a_dead_letter_tells_who_answered_each_attempt_and_under_which_request_id(sandbox, tmp_path):
+    """The gateway's, then the model's: with these its operators find the request."""
+    url = sandbox(faults={"row:id=iris-00003": ["502", "429 after 1s", "MR.0105 always"]})
+    inputs(tmp_path, files=1, rows=10)
+    job = jobs.job_file(tmp_path, url, service__limits={"rows": 1}, input__send=["id", *jobs.SEND])
+    assert jobs.score(job).exit_code == 3
+    (letter,) = jobs.letters(tmp_path / "out")
+    told = [(one["status"], one["code"], one["server"], one["action"]) for one in letter["history"]]
+    assert told == [
+        (502, "APIG.0201", "api-gateway", "retry"),
+        (429, "APIG.0308", "api-gateway", "slower"),
+        (400, "MR.0105", "ModelArts", "reject"),
+    ]
+    ids = [one["request_id"] for one in letter["history"]]
+    assert len(set(ids)) == 3
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
 
 
 @pytest.mark.parametrize("name", ["with space", "数据 100%", "it's #1?"])

@@ -16,6 +16,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,13 +30,13 @@ from keystoneauth1.identity.v3 import Password
 from keystoneauth1.session import Session
 
 from pipeline.errors import JobError
-from pipeline.sandbox.faults import OK, RowKey, read_rules
+from pipeline.sandbox.faults import OK, Fault, RowKey, read_rules
 from pipeline.sandbox.iam import PROJECT_ID, REMEMBERED, Tokens
 from pipeline.sandbox.infer import FOREIGN
 from pipeline.sandbox.iris import FEATURES, LABELS, MODEL, Row, peek, predict
 from pipeline.sandbox.limits import Bucket
 from pipeline.sandbox.replies import MESSAGES, Refusal
-from pipeline.sandbox.schedule import Schedule
+from pipeline.sandbox.schedule import TOKEN_SERVES, Schedule
 from pipeline.sandbox.server import Options, running, serve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -583,7 +584,7 @@ def test_chance_is_repeatable_and_as_frequent_as_told():
 
     def draws(chaos, seed):
         schedule = Schedule({}, chaos=chaos, seed=seed)
-        return [schedule.draw(None, lambda: ("", [])) for _ in range(2000)]
+        return [schedule.chance() for _ in range(2000)]
 
     assert draws(0.2, 1) == draws(0.2, 1)
     assert draws(0.2, 1) != draws(0.2, 2)
@@ -591,9 +592,32 @@ def test_chance_is_repeatable_and_as_frequent_as_told():
     assert all(fault == OK for fault in draws(0.0, 1))
 
 
+def test_by_chance_a_token_dies_seldom():
+    """One that is refused as soon as it was given would be a wrong one, which nobody survives."""
+    schedule = Schedule({}, chaos=1.0)
+    dies = [place for place in range(5000) if schedule.chance().kind == "expire"]
+    assert len(dies) > 10
+    assert min(later - earlier for earlier, later in pairwise(dies)) >= TOKEN_SERVES
+
+
 def test_the_script_overrules_chance(sandbox):
     """An `ok` is an ok, even where every other request fails."""
-    assert statuses(sandbox(chaos=1.0, faults={1: "ok", 2: "ok"}), 2) == [200, 200]
+    assert statuses(sandbox(chaos=1.0, faults=dict.fromkeys(range(1, 21), "ok")), 20) == [200] * 20
+
+
+def test_chance_can_reset_before_the_body_is_read(sandbox, monkeypatch):
+    """It needs no script, and it is counted."""
+    monkeypatch.setattr("pipeline.sandbox.schedule.CHAOS", (Fault("drop-early"),))
+    url = sandbox(chaos=1.0)
+    with bare_request(url, body=b"", length=100) as connection, pytest.raises(ConnectionResetError):
+        connection.recv(1)
+    assert {"dropped": 1, "bytes_received": 0, "by_fault": {"drop-early": 1}}.items() <= stats(url).items()
+
+
+def test_a_model_can_crash_in_words_of_its_own(sandbox):
+    """A 500 that has no code of the platform, from the model's server."""
+    reply = infer(sandbox(faults={1: "crash"}))
+    assert (reply.status_code, reply.headers["Server"], reply.text) == (500, "ModelArts", "Internal Server Error")
 
 
 @pytest.mark.parametrize(
@@ -651,6 +675,7 @@ def test_the_counters_add_up(sandbox):
         "ok": 2,
         "dropped": 1,
         "by_status": {"503": 1, "200": 2},
+        "by_fault": {"503 ModelArts.4302": 1, "drop": 1},
         "rows_received": 9,
         "rows_answered": 8,
         "bytes_received": 2 * size + sum(map(len, bodies)),

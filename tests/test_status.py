@@ -33,9 +33,24 @@ GATEWAY = [
     (504, "APIG.0203", "Backend timeout.", TIMEOUT),
     (400, "APIG.0204", "SSL protocol is not supported: TLSv1.1", STOP),
     (400, "APIG.0205", "Verify client certificate failed", STOP),
-    (401, "APIG.0301", "Incorrect IAM authentication information: decrypt token fail", REFRESH),
+    *(  # whether there are others is for the way in to say: a key has none
+        (401, "APIG.0301", f"Incorrect IAM authentication information: {text}", REFRESH)
+        for text in (
+            "decrypt token fail",
+            "verify aksk signature fail",
+            "AK access failed to reach the limit,forbidden",
+            "Get secretKey failed,ak:xxx,err:ak not exist",
+        )
+    ),
     (403, "APIG.0302", "The IAM user is not authorized to access the API.", STOP),
-    (401, "APIG.0303", "Incorrect app authentication information: app not found, appkey xxx", STOP),
+    *(
+        (401, "APIG.0303", f"Incorrect app authentication information: {text}", STOP)
+        for text in (
+            "app not found, appkey xxx",
+            "app not found with specified appCode",
+            "signature expired, signature time:20191115T033655Z,server time:20191115T043655Z",
+        )
+    ),
     (403, "APIG.0304", "The app is not authorized to access the API.", STOP),
     (401, "APIG.0305", "Incorrect authentication information.", REFRESH),
     (403, "APIG.0306", "API access denied.", STOP),
@@ -70,7 +85,11 @@ GATEWAY = [
     (403, "APIG.0802", "The IAM user is forbidden in the currently selected region", STOP),
     (400, "APIG.1009", "AppKey or AppSecret is invalid", STOP),
     (401, "APIG.1009", "AppKey or AppSecret is invalid", STOP),
-    *((status, f"APIG.{number}", "", STOP) for status in (400, 401) for number in (1001, 1004, 2102, 2201, 2213)),
+    *(
+        (status, f"APIG.{number}", "", STOP)
+        for status in (400, 401)
+        for number in (*range(1001, 1005), 2102, *range(2201, 2214))
+    ),
 ]
 
 DISPATCHER = [
@@ -93,8 +112,14 @@ DISPATCHER = [
     *((status, "ModelArts.4204", "API x does not exist.", STOP) for status in (400, 404, 500)),
     (408, "ModelArts.4205", "Connection timed out.", RETRY),
     (429, "ModelArts.4206", "Excessive number of requests to x.", SLOWER),
-    (500, "ModelArts.4302", "Gateway forwarding error: connection refused", SLOWER),
-    (503, "ModelArts.4302", "Due to self protection, the backend service is disconnected, please wait moment.", SLOWER),
+    *(
+        (status, "ModelArts.4302", f"Gateway forwarding error. {text}", SLOWER)
+        for status in (500, 503)
+        for text in (
+            "connection refused",
+            "Due to self protection, the backend service is disconnected, please wait moment.",
+        )
+    ),
     *(
         (status, "ModelArts.4503", f"Internal error: {text} x", action)
         for status in (500, 504)
@@ -107,6 +132,7 @@ DISPATCHER = [
     ),
     (500, "ModelArts.4503", "a text of tomorrow", RETRY),
     (504, "ModelArts.4503", "a text of tomorrow", TIMEOUT),
+    (400, "ModelArts.4503", "The DLI queue timed out.", REJECT),
     (500, "ModelArts.4505", "Internal backend service error because reading timed out.", TIMEOUT),
     (500, "ModelArts.4301", "Failed to obtain the admin token.", RETRY),
     (500, "ModelArts.4801", "Consul failed.", RETRY),
@@ -115,6 +141,11 @@ DISPATCHER = [
     *((400, f"ModelArts.{number}", "", STOP) for number in (4902, 4903, 4904, 4905)),
     (429, "ModelArts.2799", "Too many requests.", SLOWER),
     (429, "ModelArts.6101", "The system is busy.", SLOWER),
+    *((status, "ModelArts.8909", "Connection timed out.", TIMEOUT) for status in (400, 500, 504)),
+    *((status, "ModelArts.8909", "Access failed.", RETRY) for status in (400, 500, 502)),
+    *((status, "ModelArts.8910", "The protocol differs from that of the service.", STOP) for status in (400, 500)),
+    (500, "ModelArts.8803", "a text that is not known", RETRY),
+    (400, "ModelArts.8803", "a text that is not known", REJECT),
 ]
 
 MODEL = [
@@ -148,12 +179,63 @@ def body(shape, code, text):
     return json.dumps(SHAPES[shape](code, text)).encode()
 
 
+ROWS = [
+    *(("gateway", *row) for row in GATEWAY),
+    *(("dispatcher", *row) for row in DISPATCHER),
+    *(("model", *row) for row in MODEL),
+]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("status", "code", "text", "action"), GATEWAY + DISPATCHER + MODEL)
-def test_each_row_of_the_error_tables_has_its_action(status, code, text, action, shape):
+@pytest.mark.parametrize(("by", "status", "code", "text", "action"), ROWS)
+def test_each_row_of_the_error_tables_has_its_action(by, status, code, text, action, shape):
     """The platform's tables, in each shape its bodies have: judged by status, code and, where needed, text."""
     message = text or f"HTTP {status} from an unnamed server"
-    assert judge(status, {}, body(shape, code, text)) == Fault(action, status, code, message)
+    assert judge(status, {}, body(shape, code, text)) == Fault(action, status, code, message, by)
+
+
+@pytest.mark.parametrize(
+    ("server", "code", "by"),
+    [
+        ("api-gateway", "", "gateway"),
+        ("ModelArts", "", "model"),
+        ("ModelArts", "KeyError", "model"),
+        ("ModelArts", "ModelArts.4302", "dispatcher"),
+        ("ModelArts", "MR.0105", "model"),
+        ("ModelArts", "APIGW.0308", "gateway"),
+        ("nginx/1.27", "", None),
+        ("nginx/1.27", "APIG.0308", "gateway"),
+        ("", "", None),
+    ],
+)
+def test_who_answered_is_told_by_the_code_else_by_the_server(server, code, by):
+    """A platform's code is its own; `Server: ModelArts` without one means that the model itself speaks."""
+    assert judge(500, {"Server": server}, body("flat", code, "no")).by == by
+
+
+@pytest.mark.parametrize(
+    ("status", "model", "others"),
+    [
+        (400, REJECT, REJECT),
+        (401, REFRESH, REFRESH),
+        (403, REJECT, STOP),
+        (404, REJECT, STOP),
+        (405, STOP, STOP),
+        (413, TOO_LARGE, TOO_LARGE),
+        (422, REJECT, REJECT),
+        (429, SLOWER, SLOWER),
+        (500, RETRY, RETRY),
+        (503, SLOWER, SLOWER),
+        (504, TIMEOUT, TIMEOUT),
+    ],
+)
+def test_who_answered_decides_where_it_matters(status, model, others):
+    """A model that knows no such customer says 404 of a row; a gateway that knows no such path says it of the job."""
+    content = b'{"detail": "Not found"}'
+    assert judge(status, {"Server": "ModelArts"}, content).action is model
+    assert judge(status, {"Server": "api-gateway"}, content).action is others
+    assert judge(status, {}, content).action is others
+    assert judge(status, {"Server": "ModelArts"}, body("flat", "ModelArts.0000", "no")).action is others
 
 
 @pytest.mark.parametrize(("status", "code", "text", "action"), GATEWAY)

@@ -28,6 +28,7 @@ KINDS: Final = {
     "ok": "all is well, whatever --chaos says",
     "expire": "every token dies now",
     "html": "a proxy's 502 page instead of JSON",
+    "crash": "the model's own 500, without a code",
     "garbage": "a 200 that is not JSON",
     "short": "one answer too few",
     "long": "one answer too many",
@@ -55,6 +56,12 @@ class Fault:
     retry_after: int | None = None  # seconds
     seconds: float = 0.0  # more in the service, for "slow"
     always: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is called in a schedule, and in the counters."""
+        after = "" if self.retry_after is None else f" after {self.retry_after}s"
+        return f"{self.error}{after}" if self.error else self.kind
 
 
 OK: Final = Fault("ok")

@@ -13,7 +13,7 @@ from pipeline.sandbox.faults import OK, read_rules
 from pipeline.sandbox.iam import Tokens
 from pipeline.sandbox.iris import Answer, Iris, peek, predict
 from pipeline.sandbox.limits import Bucket, execution_slots
-from pipeline.sandbox.replies import SERVICE, Refusal, bad_gateway_page, not_allowed, reply
+from pipeline.sandbox.replies import SERVICE, Refusal, bad_gateway_page, crashed, not_allowed, reply
 from pipeline.sandbox.schedule import Schedule
 from pipeline.sandbox.stats import Stats
 from pipeline.sandbox.wire import deliver
@@ -96,12 +96,16 @@ class Service:
     async def _pass_gateway(self, request: Request) -> Outcome:
         self._check_declared(int(request.headers.get("content-length", 0)))
         identity = request.headers.get("x-request-id")
-        if self._world.schedule.drops_early(identity):
+        chance = self._world.schedule.chance()
+        if self._world.schedule.drops_early(identity, chance):
+            self._world.stats.by_fault["drop-early"] += 1
             return Outcome(not_allowed("POST"), manner="drop-early")
         body = await self._body(request)
         if self._world.options.record:
             self._world.recorded.append({"headers": dict(request.headers), "body": body})
-        fault = self._world.schedule.draw(identity, lambda: peek(body))
+        fault = self._world.schedule.draw(identity, lambda: peek(body), chance)
+        if fault != OK:
+            self._world.stats.by_fault[fault.name] += 1
         if fault.kind == "html":
             return Outcome(bad_gateway_page())
         self._check_fault(fault)
@@ -147,6 +151,8 @@ class Service:
             self._world.stats.rows_received += len(rows)
             answer = Answer(uuid, predict(rows))
             await asyncio.sleep(options.latency + options.row_latency * len(rows) + fault.seconds)
+        if fault.kind == "crash":
+            return Outcome(crashed())
         if fault.kind == "garbage":
             return Outcome(reply(b'{"data": {"resp_data": [<', server=SERVICE))
         misfit = MISFITS.get(fault.kind)

@@ -91,6 +91,11 @@ def not_allowed(method: str) -> Response:
     return response
 
 
+def crashed() -> Response:
+    """Return what a web framework says when the model's code raises: words, and no code of the platform."""
+    return reply(b"Internal Server Error", 500, server=SERVICE, media_type="text/plain")
+
+
 def bad_gateway_page() -> Response:
     """Return the page of a proxy that knows nothing of JSON."""
     page = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>\n"

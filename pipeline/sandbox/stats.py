@@ -19,6 +19,7 @@ class Stats:
     ok: int = 0
     dropped: int = 0  # no whole answer was sent: a fault of the schedule, or the client left
     by_status: Counter[str] = field(default_factory=Counter)
+    by_fault: Counter[str] = field(default_factory=Counter)  # of the schedule, by name
     rows_received: int = 0  # by the model
     rows_answered: int = 0  # in whole answers
     bytes_received: int = 0
@@ -51,4 +52,4 @@ class Stats:
 
     def snapshot(self) -> dict[str, Any]:
         """Return all counters."""
-        return {**vars(self), "by_status": dict(self.by_status)}
+        return {**vars(self), "by_status": dict(self.by_status), "by_fault": dict(self.by_fault)}
