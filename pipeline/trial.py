@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import uuid
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -15,23 +15,23 @@ FOLDER: Final = "trial"
 class Trial:
     """The start of one run, as one of its workers sees it.
 
-    Each worker puts its name down; the first name is that of the one who tries. Where two put theirs down at the same
-    moment both may think that it is they: then two try, and nothing is wrong.
+    The one that puts its name down first is the one who tries. On an object store two that do so at the same moment may
+    both think that it is they: then two try, and nothing is wrong.
     """
 
     def __init__(self, store: Store, run: str) -> None:
         self._store = store
         self._run = run
-        self._name = ""
 
-    @property
+    @cached_property
     def mine(self) -> bool:
-        """Whether this worker is the one who tries; puts its name down."""
-        if not self._name:
-            self._name = f"{self._run}-{time.time_ns():020d}-{uuid.uuid4().hex[:12]}"
-            self._store.write(f"{FOLDER}/{self._name}", b"")
-        names = [name for name in self._store.names(FOLDER) if name.startswith(f"{self._run}-")]
-        return min(names, default=self._name) == self._name
+        """Whether this worker is the one who tries."""
+        if self._store.local:
+            return self._store.write_new(f"{FOLDER}/{self._run}.first", b"")
+        if any(name.startswith(f"{self._run}.") for name in self._store.names(FOLDER)):
+            return False
+        self._store.write(f"{FOLDER}/{self._run}.{uuid.uuid4().hex}", b"")
+        return True
 
     @property
     def is_over(self) -> bool:
