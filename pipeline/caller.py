@@ -37,6 +37,7 @@ LEAST: Final = 16
 """Places for which there are conversations even where the window is narrower: else a few rows in trouble fill it."""
 
 GATEWAY_TIMEOUT: Final = 504
+POLL_SECONDS: Final = 1.0
 
 _OVERHEAD: Final = 8_000
 """Bytes that the objects of a chunk and its results take, beside what they carry."""
@@ -117,13 +118,14 @@ class Caller:
             self._changed.notify_all()
 
     def reserve(self, chunk: Chunk, head: Future[list[Outcome]] | None) -> bool:
-        """Reserve a chunk's bytes and its turn; False when `head` is done first, which may hold what is missing."""
+        """Reserve a chunk's bytes and its turn; False when `head`, which may hold what is missing, is done or late."""
         with self._changed:
             cost = self._budget.cost(chunk.weight + _OVERHEAD, len(chunk))
             while not self._admit(chunk, cost):
                 if head is not None and head.done():
                     return False
-                self._changed.wait()
+                if not self._changed.wait(POLL_SECONDS) and head is not None:
+                    return False
             self._costs[id(chunk)] = cost
             self._under_way += 1
             return True

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import deque
-from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from heapq import heappop, heappush
@@ -16,12 +14,13 @@ from pipeline.arrowtypes import types_of
 from pipeline.auth import open_auth
 from pipeline.caller import Caller
 from pipeline.columns import columns_of, encoder_of, wanted_of
-from pipeline.converse import Adapter, Outcome, Setting
+from pipeline.converse import Adapter, Setting
+from pipeline.course import Course, Told
 from pipeline.errors import BulkscoreError, Incomplete, JobError, StorageFailed
 from pipeline.ids import file_names, row_namer
 from pipeline.ledger import Receipts, read_stop, write_stop
 from pipeline.modelarts import ModelArts
-from pipeline.pack import MAX_ROWS, Block, Chunk, Limits, pack
+from pipeline.pack import MAX_ROWS, Block, Limits, pack
 from pipeline.plan import Range, counting, subtract
 from pipeline.read import Reader, schema_of
 from pipeline.stopping import Stopped, Stopping
@@ -130,8 +129,26 @@ class Scorer:
                     self.stopping.wait(LOOK_SECONDS / 20)
                 self._look()
 
-    def _weigh(self) -> None:
-        """End a run that is clearly past what `errors.allow` allows."""
+    def _writer(self, work: Work, rows: Range, columns: Columns) -> RangeWriter:
+        return RangeWriter(
+            self.store,
+            work,
+            rows,
+            columns.kept,
+            run=self.run,
+            clock=time.monotonic,
+            now=lambda: datetime.now(UTC),
+            form=self.job.output.format,
+            prediction=self._prediction,
+        )
+
+    def _wrote(self, receipt: Receipt) -> None:
+        self._receipts.add(receipt)
+        self.progress.add(receipts=1)
+
+    def _settled(self, rows: int, dead: int) -> None:
+        """Count, and end a run that is clearly past what `errors.allow` allows."""
+        self.progress.add(rows=rows, dead=dead)
         counts = self.progress.read()
         rows, dead = counts["rows"], counts["dead"]
         if self._allowed is not None and dead > self._allowed and rows >= ENOUGH_ROWS and 2 * dead > rows:
@@ -152,18 +169,13 @@ class Scorer:
 
     def _score_range(self, work: Work, hole: Range) -> list[Receipt]:
         columns = self._columns_of(work.source)
-        writer = RangeWriter(
-            self.store,
-            work,
-            hole,
-            columns.kept,
-            run=self.run,
-            clock=time.monotonic,
-            now=lambda: datetime.now(UTC),
-            form=self.job.output.format,
-            prediction=self._prediction,
+        course = Course(
+            self._caller,
+            self._writer(work, hole, columns),
+            lambda chunk: self._writer(work, Range(chunk.first, chunk.stop), columns),
+            Told(self._wrote, self._settled, self._stop),
+            time.monotonic,
         )
-        course = _Course(self, writer)
         failed: list[BulkscoreError] = []
         try:
             with self._turns.take((work.source.number, hole.start)):
@@ -239,72 +251,6 @@ class _Turns:
             with self._changed:
                 self._taken = False
                 self._changed.notify_all()
-
-
-class _Course:
-    """The requests of one range under way, oldest first, and what is written of them."""
-
-    def __init__(self, scorer: Scorer, writer: RangeWriter) -> None:
-        self._scorer = scorer
-        self._writer = writer
-        self._pending: deque[tuple[Chunk, Future[list[Outcome]]]] = deque()
-        self.receipts: list[Receipt] = []
-
-    def start(self, chunk: Chunk) -> None:
-        """Start a chunk's conversation as soon as there is a place for it; meanwhile write what is done."""
-        caller = self._scorer._caller  # noqa: SLF001 - a part of the scorer
-        while not caller.reserve(chunk, self._pending[0][1] if self._pending else None):
-            self._settle()
-        future = caller.submit(chunk)
-        future.add_done_callback(self._heed)  # what ends the job is not left waiting behind the oldest chunk
-        self._pending.append((chunk, future))
-        while self._pending and self._pending[0][1].done():
-            self._settle()
-
-    def finish(self, *, end: bool) -> None:
-        """Wait for all that is under way, write it, and close the range; `end` says that its source ends there."""
-        while self._pending:
-            self._settle()
-        self._note(self._writer.close(end=end))
-
-    def abandon(self) -> None:
-        """Give up what is still under way, after a failure; its rows stay undone, and others get its places."""
-        for chunk, future in self._pending:
-            wait([future])
-            self._scorer._caller.release(chunk)  # noqa: SLF001
-        self._pending.clear()
-        self._writer.abandon()
-
-    def _settle(self) -> None:
-        """Write the oldest chunk's outcomes. Where it has none because the run ends, its rows stay undone."""
-        chunk, future = self._pending.popleft()
-        scorer = self._scorer
-        try:
-            outcomes = future.result()
-        except (Stopped, BulkscoreError) as error:
-            if isinstance(error, BulkscoreError):
-                scorer._stop(error)  # noqa: SLF001
-            if not scorer._caller.answered:  # noqa: SLF001 - what died so far died of a wrong contract
-                self._writer.abandon()
-            self._note(self._writer.skip(chunk.stop))
-        else:
-            dead = self._writer.dead
-            self._note(self._writer.add(chunk, outcomes))
-            scorer.progress.add(rows=len(chunk) + len(chunk.refused), dead=self._writer.dead - dead)
-            scorer._weigh()  # noqa: SLF001
-        finally:
-            scorer._caller.release(chunk)  # noqa: SLF001
-
-    def _heed(self, future: Future[list[Outcome]]) -> None:
-        error = future.exception()
-        if isinstance(error, BulkscoreError):
-            self._scorer._stop(error)  # noqa: SLF001
-
-    def _note(self, receipt: Receipt | None) -> None:
-        if receipt:
-            self.receipts.append(receipt)
-            self._scorer._receipts.add(receipt)  # noqa: SLF001
-            self._scorer.progress.add(receipts=1)
 
 
 def _caller(

@@ -14,7 +14,7 @@ from service import recording, refusal, score
 
 from jobs import PASSWORD, SEND, files, flowers, job_file, letters, loaded, put, receipts, results, stats, until
 from jobs import score as run_job
-from pipeline import read_csv, records
+from pipeline import course, read_csv, records, write
 from pipeline.errors import JobError, Refused, StorageFailed
 from pipeline.gather import draft
 from pipeline.ledger import Planned, read_stop
@@ -139,6 +139,28 @@ def test_what_is_done_on_both_sides_of_a_gap_is_committed(tmp_path):
         assert ranges(scorer.score(work_of(scorer.job)[0])) == [(20, 30)]
     assert [call.places for call in service.calls] == [list(range(20, 30))]
     assert scored_rows(tmp_path / "out") == list(range(50))
+
+
+def test_a_request_long_in_trouble_keeps_nothing_from_being_committed(tmp_path, monkeypatch):
+    """It is set aside: what was answered before and behind it has its receipts, and so has it in the end."""
+    monkeypatch.setattr(course, "ASIDE_SECONDS", 0.0)
+    monkeypatch.setattr(write, "OBJECT_SECONDS", 0.0)
+    put(tmp_path / "in" / "rows.parquet", numbered(0, 50))
+    back = threading.Event()
+
+    def answer(call):
+        return score(call) if back.is_set() or 10 not in call.places else refusal(502, "APIG.0202")
+
+    out = tmp_path / "out"
+    with recording(answer) as service, scoring(plain(tmp_path, service.url)) as scorer, ThreadPoolExecutor(1) as split:
+        ended = split.submit(scorer.score, work_of(scorer.job)[0])
+        until(lambda: sum(one["scored"] for one in receipts(out).values()) >= 30)
+        assert not ended.done()
+        back.set()
+        found = ranges(ended.result(timeout=60))
+    assert (10, 20) in found
+    assert sum(stop - start for start, stop in found) == 50
+    assert sorted(scored_rows(out)) == list(range(50))
 
 
 def test_a_refusal_met_by_one_split_ends_the_others(tmp_path):
