@@ -33,6 +33,7 @@ from pipeline.plan import Changed, merged, weight
 from pipeline.progress import Progress
 from pipeline.session import session
 from pipeline.storage import Store, is_draft, storing
+from pipeline.supervisor import supervise
 from pipeline.trial import FOLDER
 from schemas.plan import Order
 
@@ -172,7 +173,7 @@ class _Run(NamedTuple):
             self.store.delete(STOP)
             try:
                 with self.watch(session(self.order.run).progress, sum(map(weight, todo))):
-                    _pipeline(job, order, merged(todo) if job.runner.name == "local" else todo, self.arguments)
+                    _pipelines(job, order, todo, self.arguments)
             except StorageFailed as error:
                 return error
             stopped = read_stop(self.store, self.order.run)
@@ -204,10 +205,15 @@ class _Run(NamedTuple):
         )
 
 
-def _pipeline(job: Job, order: Order, todo: Iterable[Work], arguments: Sequence[str]) -> None:
+def _pipelines(job: Job, order: Order, todo: Sequence[Work], arguments: Sequence[str]) -> None:
+    """Run one pipeline, or one for each local worker."""
+    local = job.runner.name == "local"
+    if local and job.runner.workers > 1:
+        supervise(job, order, todo, arguments)
+        return
     from pipeline.beam import run_pipeline  # Beam takes a second to import, and a run with nothing to do needs none
 
-    run_pipeline(job, order, todo, arguments)
+    run_pipeline(job, order, merged(todo) if local else todo, arguments)
 
 
 def _verdict(job: Job, store: Store, tally: Tally) -> BulkscoreError | None:

@@ -22,7 +22,6 @@ from pipeline.ids import file_names, row_namer
 from pipeline.ledger import Receipts, read_stop, write_stop
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS, Block, Chunk, Limits, pack
-from pipeline.plan import Range, counting, subtract
 from pipeline.read import Reader, schema_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pipeline.columns import Columns
+    from pipeline.plan import Range
     from pipeline.progress import Progress
     from schemas.job import Job
     from schemas.plan import Order, Source, Work
@@ -90,10 +90,7 @@ class Scorer:
         """
         receipts: list[Receipt] = []
         try:
-            mine = (one for one in self._receipts.of(work) if one.generation >= work.generation)
-            done = counting(mine, {work.source.number: work.source.version})
-            stop = min([work.stop, *(one.stop for one in done if one.end)])
-            for hole in subtract(Range(work.start, stop), (Range(one.start, one.stop) for one in done)):
+            for hole in self._receipts.left(work):
                 receipts += self._score_range(work, hole)
         except BulkscoreError as error:
             self._stop(error)

@@ -28,7 +28,7 @@ class Session:
     users: int = 0
 
 
-_LOCK: Final = threading.Lock()
+_LOCK: Final = threading.RLock()  # a signal's handler may come while its thread has it
 _SESSIONS: Final[dict[str, Session]] = {}
 
 
