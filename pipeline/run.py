@@ -16,7 +16,7 @@ from msgspec import structs
 from pipeline import __version__
 from pipeline.changes import changed, own
 from pipeline.columns import fixed
-from pipeline.errors import BulkscoreError, Held, Incomplete, StorageFailed
+from pipeline.errors import OK, SIGNALLED, BulkscoreError, Held, Incomplete, StorageFailed
 from pipeline.gather import draft
 from pipeline.jobprint import fingerprint, resolved
 from pipeline.ledger import (
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 LOCK_SECONDS: Final = 10.0
 _CLEARED: Final = ("receipts", "results", "errors", "plan")
 """Receipts first: a crash in between must leave none whose objects are gone."""
+
+_INTERRUPTED: Final = "interrupted; the same command resumes"
 
 Watch = Callable[[Progress, int], AbstractContextManager[None]]
 
@@ -187,6 +189,11 @@ class _Run(NamedTuple):
         fresh = [receipt for receipt in after if receipt.name not in before]
         tally = self.planned.tally(after)
         problem = problem or _verdict(self.job, self.store, tally)
+        exit_code, message = (problem.exit_code, str(problem)) if problem else (OK, "")
+        shared = session(self.order.run)
+        if shared.signal and (tally.left or tally.unread):
+            exit_code, message = SIGNALLED + shared.signal, _INTERRUPTED
+        counts = shared.progress.read()
         return Summary(
             run=self.order.run,
             job=self.job.name,
@@ -197,11 +204,11 @@ class _Run(NamedTuple):
             left=tally.left,
             unread=tally.unread,
             scored_by_this_run=sum(one.scored for one in fresh),
-            requests=sum(one.requests for one in fresh),
-            retries=session(self.order.run).progress.read()["retries"],
+            requests=max(counts["requests"], sum(one.requests for one in fresh)),  # workers elsewhere tell by receipts
+            retries=counts["retries"],
             seconds=round(seconds, 3),
-            exit_code=problem.exit_code if problem else 0,
-            message=str(problem) if problem else "",
+            exit_code=exit_code,
+            message=message,
         )
 
 
@@ -279,11 +286,13 @@ def lock(store: Store, seconds: float = LOCK_SECONDS) -> Iterator[None]:
         held.release()
 
 
-def interrupt(job: Job, name: str) -> None:
-    """Ask all workers of a run to stop sending and to commit: those of this process at once, others by `stop.json`."""
-    session(name).stopping.stop()
+def interrupt(job: Job, name: str, signal: int) -> None:
+    """Ask all workers of a run to stop sending and to commit: local ones at once, others by `stop.json`."""
+    shared = session(name)
+    shared.signal = signal
+    shared.stopping.stop()
     if job.runner.name != "local":
-        write_stop(Store(job.output.path), name, StorageFailed("interrupted; the same command resumes"))
+        write_stop(Store(job.output.path), name, StorageFailed(_INTERRUPTED))
 
 
 def _json(value: Any) -> bytes:
