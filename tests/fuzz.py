@@ -15,7 +15,7 @@ from itertools import count, cycle
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-PROPERTIES = ["test_packing_property.py", "test_attempts_property.py", "test_convergence_property.py"]
+PROPERTIES = ["test_packing_property.py", "test_attempts_property.py", "test_convergence_property.py", "test_kills.py"]
 HANGING = 1800
 """Seconds after which a test is taken to hang, which is a finding too."""
 
