@@ -40,6 +40,7 @@ FRUITLESS_DEATHS: Final = 3
 _TURN_SECONDS: Final = 0.1
 """How long a signal may go unseen: its handler may not touch the pipes."""
 
+_AGAIN: Final = "the same command resumes"
 _ROOT: Final = Path(__file__).parents[1]
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -180,16 +181,13 @@ class _Supervisor:
     def _replace(self, worker: _Worker, left: list[Work], cause: str) -> None:
         fruitless = worker.fruitless + 1 if left == worker.task.work else 0
         if fruitless == FRUITLESS_DEATHS:
-            told = f"{fruitless} workers in a row {cause} before they had committed anything; {_AGAIN}"
-            self._stopping.stop(StorageFailed(told))
+            told = f"{fruitless} workers in a row were lost before they committed anything; the last one {cause}"
+            self._stopping.stop(StorageFailed(f"{told}; {_AGAIN}"))
             return
         print(f"* a worker {cause}; another one takes over", file=sys.stderr, flush=True)
         heir = self._hire(worker.task._replace(work=left), fruitless)
         if heir:
             heir.send(heir.task)
-
-
-_AGAIN: Final = "the same command resumes"
 
 
 def _left(task: Task, receipts: Receipts) -> list[Work]:
