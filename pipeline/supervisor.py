@@ -8,13 +8,11 @@ see those that a terminal sends to everybody.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Pipe, wait
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -41,7 +39,7 @@ _TURN_SECONDS: Final = 0.1
 """How long a signal may go unseen: its handler may not touch the pipes."""
 
 _AGAIN: Final = "the same command resumes"
-_ROOT: Final = Path(__file__).parents[1]
+_MAIN: Final = "import sys; sys.path[:] = sys.argv[2:]; from pipeline.worker import main; main(int(sys.argv[1]))"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -203,15 +201,13 @@ def how(code: int) -> str:
 
 
 def _start(pipe: int) -> subprocess.Popen[bytes]:
-    """Start an interpreter that has nothing of this one but the environment, one end of a pipe, and stderr."""
-    folders = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    """Start an interpreter that shares with this one where modules are, one end of a pipe, and stderr."""
     with _held_back():
         return subprocess.Popen(  # noqa: S603 - ours
-            [sys.executable, "-P", "-m", "pipeline.worker", str(pipe)],  # -P: no folder of the user's is a module
+            [sys.executable, "-c", _MAIN, str(pipe), *sys.path],
             pass_fds=[pipe],
             stdin=subprocess.DEVNULL,
             stdout=2,  # ours is for the answer
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
         )
 
 

@@ -1,9 +1,8 @@
-"""`python -m pipeline.worker PIPE`: one worker process of a local run, at the other end of its supervisor's pipe."""
+"""One worker process of a local run, at the other end of its supervisor's pipe."""
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import traceback
@@ -55,8 +54,9 @@ class _Line:
         os._exit(1)
 
 
-def main(pipe: Connection) -> None:
+def main(descriptor: int) -> None:
     """Do the task that comes down the pipe."""
+    pipe = Connection(descriptor)
     try:
         task: Task = pipe.recv()
     except (EOFError, OSError):  # the run is over before it began
@@ -78,7 +78,3 @@ def _done(task: Task) -> Exception | None:
     except Exception:  # noqa: BLE001 - the supervisor raises it
         return RuntimeError(f"a worker failed:\n{traceback.format_exc()}")
     return None
-
-
-if __name__ == "__main__":
-    main(Connection(int(sys.argv[1])))

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import service
 
 import jobs
 from pipeline import run as run_module
@@ -46,7 +47,7 @@ def uninterrupted(folder, url):
 
 def planted(folder, code):
     """Return the environment of a run whose workers run some code before anything else."""
-    condition = "import sys\nif 'pipeline.worker' in sys.orig_argv:\n"
+    condition = "import sys\nif any('pipeline.worker' in one for one in sys.orig_argv):\n"
     lines = "".join(f"    {line}\n" for line in code.splitlines())
     (folder / "planted").mkdir()
     (folder / "planted" / "sitecustomize.py").write_text(condition + lines)
@@ -198,6 +199,22 @@ def test_an_interrupt_while_workers_start_asks_nothing(sandbox, tmp_path):
         _, told = running.communicate(timeout=60)
     assert (running.returncode, told.splitlines()[-1]) == (130, "ERROR interrupted; the same command resumes")
     assert "Traceback" not in told
+
+
+def test_two_workers_send_at_the_same_time(tmp_path):
+    """Each has a window of its own: where one may send one request at once, two are on their way."""
+
+    def answer(call):
+        if len(served.calls) > 10:  # so many may be a trial
+            with served.changed:
+                served.changed.wait_for(lambda: served.peak > 1, 30.0)
+        return service.score(call)
+
+    with service.recording(answer) as served:
+        limits, auth = {"rows": 1, "in_flight": 1}, {"type": "none"}
+        path = two(tmp_path, "", service__url=served.url, service__auth=auth, service__limits=limits)
+        assert jobs.score(path).exit_code == 0
+    assert (served.peak, len(served.calls)) == (2, TOTAL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
