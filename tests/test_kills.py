@@ -100,13 +100,17 @@ class Story:
 
     def wait(self, running):
         """Wait for a random moment of the run's life; whether it is alive then."""
-        if self.random.random() < 0.5:
-            moment = time.monotonic() + self.random.uniform(0, self.usual)
-            jobs.until(lambda: time.monotonic() > moment or running.poll() is not None)
-        else:
-            enough = len(self.served.calls) + self.random.randint(1, TOTAL // 4)
-            jobs.until(lambda: len(self.served.calls) >= enough or running.poll() is not None)
+        count, most = self.random.choice([(time.monotonic, self.usual), (self.requests, TOTAL / 4), (self.receipts, 9)])
+        enough = count() + self.random.uniform(0, most)
+        jobs.until(lambda: count() > enough or running.poll() is not None)
+        time.sleep(self.random.uniform(0, SECONDS))  # not always just when something has come
         return running.poll() is None
+
+    def requests(self):
+        return len(self.served.calls)
+
+    def receipts(self):
+        return len(list((self.out / "receipts").glob("*.json")))
 
     def strike(self, running):
         """Kill one, several or all; note what is committed by then."""
