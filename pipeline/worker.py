@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.session import Session
     from pipeline.supervisor import Task
 
-REPORT_SECONDS: Final = 1.0
+REPORT_SECONDS: Final = 0.25
 
 
 class _Line:
