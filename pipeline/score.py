@@ -117,13 +117,14 @@ class Scorer:
     def _await_trial(self) -> None:
         """Wait until the service has answered the worker that tries it, if that is another one."""
         patience = time.monotonic() + self.job.service.limits.timeout + TRIAL_SECONDS
-        while self._trial and not self._caller.answered and not self._trial.mine:
+        while self._trial and not (self.stopping or self._caller.answered or self._trial.mine):
             if self._trial.is_over:
                 self._caller.open()
             elif time.monotonic() > patience:  # that worker is gone, or in trouble: each tries for itself
                 return
             else:
-                self.stopping.wait(LOOK_SECONDS / 20)
+                with suppress(Stopped):
+                    self.stopping.wait(LOOK_SECONDS / 20)
                 self._look()
 
     def _weigh(self) -> None:

@@ -24,6 +24,7 @@ from pipeline.plan import merged, shares
 from pipeline.progress import NAMES
 from pipeline.session import session
 from pipeline.storage import Store
+from pipeline.trial import forget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -169,6 +170,7 @@ class _Supervisor:
         if worker.ended or self._stopping:
             return
         try:
+            forget(self._store, worker.task.order.run)
             left = _left(worker.task, Receipts(self._store))
         except BulkscoreError as error:
             self._stopping.stop(error)
@@ -183,13 +185,21 @@ class _Supervisor:
             self._stopping.stop(StorageFailed(f"{told}; {_AGAIN}"))
             return
         print(f"* a worker {cause}; another one takes over", file=sys.stderr, flush=True)
-        heir = self._hire(worker.task._replace(work=left), fruitless)
+        heir = self._hire(worker.task._replace(work=left, order=_rest(worker)), fruitless)
         if heir:
             heir.send(heir.task)
 
 
 def _left(task: Task, receipts: Receipts) -> list[Work]:
     return [structs.replace(one, start=start, stop=stop) for one in task.work for start, stop in receipts.left(one)]
+
+
+def _rest(worker: _Worker) -> Order:
+    """Return what is asked of the one that takes a worker's place: its requests are sent. Each has a part of them."""
+    order, workers = worker.task.order, worker.task.job.runner.workers
+    if order.max_requests is None:
+        return order
+    return structs.replace(order, max_requests=max(workers, order.max_requests - worker.counts["requests"] * workers))
 
 
 def how(code: int) -> str:

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 FOLDER: Final = "trial"
 
 
+def forget(store: Store, run: str) -> None:
+    """Strike out all names: who waits for a worker that is gone has to find another one."""
+    for name in store.names(FOLDER):
+        if name.startswith(f"{run}-"):
+            store.delete(f"{FOLDER}/{name}")
+
+
 class Trial:
     """The start of one run, as one of its workers sees it.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
+import threading
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -111,6 +113,42 @@ def test_a_worker_that_dies_is_replaced_at_once(sandbox, tmp_path):
     assert jobs.lasting(out) == uninterrupted(tmp_path, url)
 
 
+def test_nobody_waits_for_a_worker_that_died_while_it_tried_the_service(tmp_path):
+    """The first request of a run is waited for by all workers; not, when nobody will hear the answer."""
+    over = threading.Event()
+
+    def answer(call):
+        if call is served.calls[0]:
+            over.wait(100.0)
+        return service.score(call)
+
+    with service.recording(answer) as served:
+        limits, auth = {"rows": 1, "in_flight": 2, "timeout": "90s"}, {"type": "none"}
+        path = two(tmp_path, "", service__url=served.url, service__auth=auth, service__limits=limits)
+        with jobs.process("run", path, "-q") as running:
+            jobs.until(lambda: len(served.calls) == 1)
+            for pid in jobs.workers(running.pid):
+                os.kill(pid, signal.SIGKILL)
+            running.communicate(timeout=60)
+        over.set()
+    assert running.returncode == 0
+    assert jobs.proved(tmp_path / "out") == ()
+
+
+def test_a_worker_that_died_has_sent_its_requests(sandbox, tmp_path):
+    """`--max-requests` is no more with deaths than without; what the last moment was may be missing."""
+    url = sandbox(latency=0.05)
+    path = two(tmp_path, url)
+    with jobs.process("run", path, "--max-requests", TOTAL * 2 // 3, "--json") as running:
+        jobs.until(lambda: jobs.stats(url)["rows_answered"] >= TOTAL // 3)
+        os.kill(jobs.workers(running.pid)[0], signal.SIGKILL)
+        answer, told = running.communicate(timeout=60)
+    assert running.returncode == 6
+    assert "ERROR --max-requests " in told
+    assert TOTAL // 3 < jobs.stats(url)["rows_received"] < TOTAL * 2 // 3 + TOTAL // 3
+    assert json.loads(answer)["left"] > 0
+
+
 @pytest.mark.parametrize(
     ("code", "cause"),
     [
@@ -201,6 +239,17 @@ def test_an_interrupt_while_workers_start_asks_nothing(sandbox, tmp_path):
     assert "Traceback" not in told
 
 
+def test_an_interrupt_reaches_a_worker_that_waits_for_the_first_answer(sandbox, tmp_path):
+    """It stops without having sent anything; the one that tries the service commits its answer."""
+    path, out = two(tmp_path, sandbox(latency=4.0)), tmp_path / "out"
+    with jobs.process("run", path, "-q") as running:
+        jobs.until(lambda: len(list((out / "trial").glob("*-*-*"))) == 2)
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=60)
+    assert (running.returncode, told.splitlines()[-1]) == (130, "ERROR interrupted; the same command resumes")
+    assert "Traceback" not in told
+
+
 def test_two_workers_send_at_the_same_time(tmp_path):
     """Each has a window of its own: where one may send one request at once, two are on their way."""
 
@@ -223,7 +272,7 @@ def test_no_worker_outlives_its_run(sandbox, tmp_path, number):
     url = sandbox(latency=100.0, timeout=200.0)
     path, out = two(tmp_path, url), tmp_path / "out"
     with jobs.process("run", path, start_new_session=True) as running:
-        jobs.until(lambda: jobs.stats(url)["in_flight"] >= 2)
+        jobs.until(lambda: jobs.stats(url)["in_flight"] == 1)  # the first request, for which all wait
         crew = jobs.workers(running.pid)
         running.send_signal(number)
         if number == signal.SIGINT:
