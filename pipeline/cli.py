@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, ParamSpec, cast
 import typer
 
 from pipeline import __version__
-from pipeline.errors import DEFECT, SIGNALLED, BulkscoreError, Incomplete, JobError
+from pipeline.errors import DEFECT, INTERRUPTED, TERMINATED, BulkscoreError, Incomplete, JobError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +47,7 @@ Changed = Annotated[
     ),
 ]
 P = ParamSpec("P")
+_SIGNALS: Final[dict[int, int]] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
 def command(function: Callable[P, int | None]) -> Callable[P, None]:
@@ -156,7 +157,7 @@ def run(
     def watch(progress: Progress, rows: int) -> Any:
         return showing(progress, rows, quiet=quiet)
 
-    with interruptible(lambda number: interrupt(loaded, name, number)):
+    with interruptible(lambda code: interrupt(loaded, name, code)):
         summary = start(
             loaded,
             name,
@@ -335,17 +336,17 @@ def beam_arguments(texts: list[str]) -> list[str]:
 
 @contextmanager
 def interruptible(stop: Callable[[int], None]) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM call `stop` with its number, and the second end the process."""
+    """Let the first SIGINT or SIGTERM call `stop` with its exit code, and the second end the process."""
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
         received.append(number)
         if len(received) > 1:
-            os._exit(SIGNALLED + number)
+            os._exit(_SIGNALS[number])
         typer.echo("* stopping: requests in flight end and are committed; once more to stop now", err=True)
-        stop(number)
+        stop(_SIGNALS[number])
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
         yield
     finally:

@@ -16,8 +16,8 @@ from typing import ClassVar, Final
 
 OK: Final = 0
 DEFECT: Final = 1
-SIGNALLED: Final = 128
-"""Interrupted by a signal: 128 and its number, as shells have it."""
+INTERRUPTED: Final = 130
+TERMINATED: Final = 143
 
 
 class BulkscoreError(Exception):

@@ -16,7 +16,7 @@ from msgspec import structs
 from pipeline import __version__
 from pipeline.changes import changed, own
 from pipeline.columns import fixed
-from pipeline.errors import OK, SIGNALLED, BulkscoreError, Held, Incomplete, StorageFailed
+from pipeline.errors import OK, BulkscoreError, Held, Incomplete, StorageFailed
 from pipeline.gather import draft
 from pipeline.jobprint import fingerprint, resolved
 from pipeline.ledger import (
@@ -191,8 +191,8 @@ class _Run(NamedTuple):
         problem = problem or _verdict(self.job, self.store, tally)
         exit_code, message = (problem.exit_code, str(problem)) if problem else (OK, "")
         shared = session(self.order.run)
-        if shared.signal and (tally.left or tally.unread):
-            exit_code, message = SIGNALLED + shared.signal, _INTERRUPTED
+        if shared.interrupted and (tally.left or tally.unread):
+            exit_code, message = shared.interrupted, _INTERRUPTED
         counts = shared.progress.read()
         return Summary(
             run=self.order.run,
@@ -286,10 +286,13 @@ def lock(store: Store, seconds: float = LOCK_SECONDS) -> Iterator[None]:
         held.release()
 
 
-def interrupt(job: Job, name: str, signal: int) -> None:
-    """Ask all workers of a run to stop sending and to commit: local ones at once, others by `stop.json`."""
+def interrupt(job: Job, name: str, exit_code: int) -> None:
+    """Ask all workers of a run to stop sending and to commit: local ones at once, others by `stop.json`.
+
+    `exit_code` is that of the run, if it leaves anything to do.
+    """
     shared = session(name)
-    shared.signal = signal
+    shared.interrupted = exit_code
     shared.stopping.stop()
     if job.runner.name != "local":
         write_stop(Store(job.output.path), name, StorageFailed(_INTERRUPTED))

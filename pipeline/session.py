@@ -24,8 +24,8 @@ class Session:
 
     stopping: Stopping = field(default_factory=Stopping)
     progress: Progress = field(default_factory=Progress)
-    signal: int | None = None
-    """Which one asked for the end, if one did."""
+    interrupted: int | None = None
+    """The exit code for the signal that asked for the end, if one did."""
     scorer: Scorer | None = None
     users: int = 0
 
