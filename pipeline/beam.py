@@ -147,9 +147,11 @@ def _runner(name: str) -> Any:
 
 def _options(flags: list[str]) -> PipelineOptions:
     try:
-        return PipelineOptions(flags=flags)
+        found = PipelineOptions(flags=flags)
+        found.get_all_options(retain_unknown_options=True)  # what Beam would only look at, and refuse, much later
     except SystemExit:  # argparse has said on stderr what it does not like
         raise JobError(f"runner.options: Beam does not take {' '.join(flags)}") from None
+    return found
 
 
 def options(job: Job) -> list[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, ParamSpec, cast
 import typer
 
 from pipeline import __version__
-from pipeline.errors import DEFECT, BulkscoreError, Incomplete, JobError
+from pipeline.errors import DEFECT, INTERRUPTED, TERMINATED, BulkscoreError, Incomplete, JobError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +47,7 @@ Changed = Annotated[
     ),
 ]
 P = ParamSpec("P")
+_SIGNALS: Final[dict[int, int]] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
 def command(function: Callable[P, int | None]) -> Callable[P, None]:
@@ -156,7 +157,7 @@ def run(
     def watch(progress: Progress, rows: int) -> Any:
         return showing(progress, rows, quiet=quiet)
 
-    with interruptible(lambda: interrupt(loaded, name)) as signals:
+    with interruptible(lambda code: interrupt(loaded, name, code)):
         summary = start(
             loaded,
             name,
@@ -174,12 +175,8 @@ def run(
         f"{summary.seconds:.1f} s)\nresults: {summary.output}/results"
     )
     answer(summary._asdict(), text, as_json=as_json)
-    interrupted = signals and (summary.left or summary.unread)
-    if summary.message and not interrupted:
+    if summary.message:
         complain(summary.message)
-    if interrupted:
-        complain("interrupted; the same command resumes")
-        return 128 + signals[0]
     return summary.exit_code
 
 
@@ -338,20 +335,20 @@ def beam_arguments(texts: list[str]) -> list[str]:
 
 
 @contextmanager
-def interruptible(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """Let the first SIGINT or SIGTERM call `stop` and the second end the process; yields the signals received."""
+def interruptible(stop: Callable[[int], None]) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM call `stop` with its exit code, and the second end the process."""
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
         received.append(number)
         if len(received) > 1:
-            os._exit(128 + number)
+            os._exit(_SIGNALS[number])
         typer.echo("* stopping: requests in flight end and are committed; once more to stop now", err=True)
-        stop()
+        stop(_SIGNALS[number])
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -167,14 +167,6 @@ def _rate(job: Job) -> Iterator[Problem]:
         )
 
 
-def _workers(job: Job) -> Iterator[Problem]:
-    if job.runner.name == "local" and job.runner.workers > 1:
-        yield (
-            ("runner", "workers"),
-            f"{job.runner.workers} is not allowed on the local runner, which is one process; allowed: 1",
-        )
-
-
 def _tls(job: Job) -> Iterator[Problem]:
     if job.service.tls.key is not None and job.service.tls.cert is None:
         yield ("service", "tls", "cert"), "missing; required with service.tls.key"
@@ -195,7 +187,6 @@ _CHECKS: Final[tuple[Callable[[Job], Iterator[Problem]], ...]] = (
     _kept,
     _renamed,
     _rate,
-    _workers,
     _tls,
     _paths,
 )

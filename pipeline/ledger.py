@@ -14,7 +14,7 @@ import msgspec
 import pyarrow.parquet as pq
 
 from pipeline.errors import BulkscoreError, Held, Incomplete, JobError, Refused, StorageFailed
-from pipeline.plan import counting, remaining, tally
+from pipeline.plan import Range, counting, remaining, subtract, tally
 from schemas.plan import NO_END, Plan, Redo, Source, Split, Work
 from schemas.receipt import Receipt, Stop
 
@@ -188,6 +188,13 @@ class Receipts:
         mine = takewhile(lambda name: _place(name)[0] == work.source.number, names)
         found = map(self._read, _deciding(mine, work.start, work.stop))
         return [one for one in found if one and all(map(self._store.exists, objects(one)))]
+
+    def left(self, work: Work) -> list[Range]:
+        """Return what no valid receipt covers of a piece of work, in order."""
+        mine = (one for one in self.of(work) if one.generation >= work.generation)
+        done = counting(mine, {work.source.number: work.source.version})
+        stop = min([work.stop, *(one.stop for one in done if one.end)])
+        return subtract(Range(work.start, stop), (Range(one.start, one.stop) for one in done))
 
     def _list(self) -> list[str]:
         began = self._clock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from itertools import accumulate, groupby, pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from msgspec import structs
@@ -219,6 +220,15 @@ def merged(work: Iterable[Work]) -> list[Work]:
         else:
             joined.append(one)
     return joined
+
+
+def shares(work: Sequence[Work], count: int) -> list[list[Work]]:
+    """Divide work among so many workers: neighbours together, about as many rows each; none gets nothing."""
+    sizes = [weight(one) for one in work]
+    ends, total = accumulate(sizes), sum(sizes)
+    middles = (2 * end - size for end, size in zip(ends, sizes, strict=True))  # of each piece, in half rows
+    places = [(middle * count // (2 * total), one) for middle, one in zip(middles, work, strict=True)]
+    return [[one for _, one in same] for _, same in groupby(places, key=itemgetter(0))]
 
 
 def grouped(work: Sequence[Work]) -> list[tuple[Work, ...]]:

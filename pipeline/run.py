@@ -16,7 +16,7 @@ from msgspec import structs
 from pipeline import __version__
 from pipeline.changes import changed, own
 from pipeline.columns import fixed
-from pipeline.errors import BulkscoreError, Held, Incomplete, StorageFailed
+from pipeline.errors import OK, BulkscoreError, Held, Incomplete, StorageFailed
 from pipeline.gather import draft
 from pipeline.jobprint import fingerprint, resolved
 from pipeline.ledger import (
@@ -33,6 +33,7 @@ from pipeline.plan import Changed, merged, weight
 from pipeline.progress import Progress
 from pipeline.session import session
 from pipeline.storage import Store, is_draft, storing
+from pipeline.supervisor import supervise
 from pipeline.trial import FOLDER
 from schemas.plan import Order
 
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 LOCK_SECONDS: Final = 10.0
 _CLEARED: Final = ("receipts", "results", "errors", "plan")
 """Receipts first: a crash in between must leave none whose objects are gone."""
+
+_INTERRUPTED: Final = "interrupted; the same command resumes"
 
 Watch = Callable[[Progress, int], AbstractContextManager[None]]
 
@@ -172,7 +175,7 @@ class _Run(NamedTuple):
             self.store.delete(STOP)
             try:
                 with self.watch(session(self.order.run).progress, sum(map(weight, todo))):
-                    _pipeline(job, order, merged(todo) if job.runner.name == "local" else todo, self.arguments)
+                    _pipelines(job, order, todo, self.arguments)
             except StorageFailed as error:
                 return error
             stopped = read_stop(self.store, self.order.run)
@@ -186,6 +189,11 @@ class _Run(NamedTuple):
         fresh = [receipt for receipt in after if receipt.name not in before]
         tally = self.planned.tally(after)
         problem = problem or _verdict(self.job, self.store, tally)
+        exit_code, message = (problem.exit_code, str(problem)) if problem else (OK, "")
+        shared = session(self.order.run)
+        if shared.interrupted and (tally.left or tally.unread):
+            exit_code, message = shared.interrupted, _INTERRUPTED
+        counts = shared.progress.read()
         return Summary(
             run=self.order.run,
             job=self.job.name,
@@ -196,18 +204,23 @@ class _Run(NamedTuple):
             left=tally.left,
             unread=tally.unread,
             scored_by_this_run=sum(one.scored for one in fresh),
-            requests=sum(one.requests for one in fresh),
-            retries=session(self.order.run).progress.read()["retries"],
+            requests=max(counts["requests"], sum(one.requests for one in fresh)),  # workers elsewhere tell by receipts
+            retries=counts["retries"],
             seconds=round(seconds, 3),
-            exit_code=problem.exit_code if problem else 0,
-            message=str(problem) if problem else "",
+            exit_code=exit_code,
+            message=message,
         )
 
 
-def _pipeline(job: Job, order: Order, todo: Iterable[Work], arguments: Sequence[str]) -> None:
+def _pipelines(job: Job, order: Order, todo: Sequence[Work], arguments: Sequence[str]) -> None:
+    """Run one pipeline, or one for each local worker."""
+    local = job.runner.name == "local"
+    if local and job.runner.workers > 1:
+        supervise(job, order, todo, arguments)
+        return
     from pipeline.beam import run_pipeline  # Beam takes a second to import, and a run with nothing to do needs none
 
-    run_pipeline(job, order, todo, arguments)
+    run_pipeline(job, order, merged(todo) if local else todo, arguments)
 
 
 def _verdict(job: Job, store: Store, tally: Tally) -> BulkscoreError | None:
@@ -273,11 +286,16 @@ def lock(store: Store, seconds: float = LOCK_SECONDS) -> Iterator[None]:
         held.release()
 
 
-def interrupt(job: Job, name: str) -> None:
-    """Ask all workers of a run to stop sending and to commit: those of this process at once, others by `stop.json`."""
-    session(name).stopping.stop()
+def interrupt(job: Job, name: str, exit_code: int) -> None:
+    """Ask all workers of a run to stop sending and to commit: local ones at once, others by `stop.json`.
+
+    `exit_code` is that of the run, if it leaves anything to do.
+    """
+    shared = session(name)
+    shared.interrupted = exit_code
+    shared.stopping.stop()
     if job.runner.name != "local":
-        write_stop(Store(job.output.path), name, StorageFailed("interrupted; the same command resumes"))
+        write_stop(Store(job.output.path), name, StorageFailed(_INTERRUPTED))
 
 
 def _json(value: Any) -> bytes:

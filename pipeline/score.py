@@ -21,7 +21,7 @@ from pipeline.ids import file_names, row_namer
 from pipeline.ledger import Receipts, read_stop, write_stop
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS, Block, Limits, pack
-from pipeline.plan import Range, counting, subtract
+from pipeline.plan import Range
 from pipeline.read import Reader, schema_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
@@ -89,10 +89,7 @@ class Scorer:
         """
         receipts: list[Receipt] = []
         try:
-            mine = (one for one in self._receipts.of(work) if one.generation >= work.generation)
-            done = counting(mine, {work.source.number: work.source.version})
-            stop = min([work.stop, *(one.stop for one in done if one.end)])
-            for hole in subtract(Range(work.start, stop), (Range(one.start, one.stop) for one in done)):
+            for hole in self._receipts.left(work):
                 receipts += self._score_range(work, hole)
         except BulkscoreError as error:
             self._stop(error)
@@ -119,7 +116,7 @@ class Scorer:
     def _await_trial(self) -> None:
         """Wait until the service has answered the worker that tries it, if that is another one."""
         patience = time.monotonic() + self.job.service.limits.timeout + TRIAL_SECONDS
-        while self._trial and not (self._caller.answered or self.stopping or self._trial.mine):
+        while self._trial and not (self.stopping or self._caller.answered or self._trial.mine):
             if self._trial.is_over:
                 self._caller.open()
             elif time.monotonic() > patience:  # that worker is gone, or in trouble: each tries for itself

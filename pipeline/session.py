@@ -24,11 +24,13 @@ class Session:
 
     stopping: Stopping = field(default_factory=Stopping)
     progress: Progress = field(default_factory=Progress)
+    interrupted: int | None = None
+    """The exit code for the signal that asked for the end, if one did."""
     scorer: Scorer | None = None
     users: int = 0
 
 
-_LOCK: Final = threading.Lock()
+_LOCK: Final = threading.RLock()  # a signal's handler may come while its thread has it
 _SESSIONS: Final[dict[str, Session]] = {}
 
 

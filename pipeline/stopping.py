@@ -18,7 +18,7 @@ class Stopping:
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may come while its thread has it
         self.reason: BulkscoreError | None = None
 
     def __bool__(self) -> bool:

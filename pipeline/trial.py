@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import uuid
-from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pipeline.storage import Store
 
 FOLDER: Final = "trial"
+
+
+def forget(store: Store, run: str) -> None:
+    """Strike out who tries: those who wait for a worker that is gone find another one among them."""
+    for name in store.names(FOLDER):
+        if name.startswith(f"{run}.") and not name.endswith(".open"):
+            store.delete(f"{FOLDER}/{name}")
 
 
 class Trial:
@@ -22,10 +28,15 @@ class Trial:
     def __init__(self, store: Store, run: str) -> None:
         self._store = store
         self._run = run
+        self._mine = False
 
-    @cached_property
+    @property
     def mine(self) -> bool:
-        """Whether this worker is the one who tries."""
+        """Whether this worker is the one who tries; puts its name down where there is none."""
+        self._mine = self._mine or self._put_down()
+        return self._mine
+
+    def _put_down(self) -> bool:
         if self._store.local:
             return self._store.write_new(f"{FOLDER}/{self._run}.first", b"")
         if any(name.startswith(f"{self._run}.") for name in self._store.names(FOLDER)):

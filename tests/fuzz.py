@@ -15,7 +15,9 @@ from itertools import count, cycle
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-PROPERTIES = sorted(path.name for pattern in ("test_*_property.py", "test_fuzz_*.py") for path in TESTS.glob(pattern))
+PROPERTIES = sorted(
+    path.name for pattern in ("test_*_property.py", "test_fuzz_*.py", "test_kills.py") for path in TESTS.glob(pattern)
+)
 HANGING = 1800
 """Seconds after which a test is taken to hang, which is a finding too."""
 

@@ -106,15 +106,32 @@ def command(*arguments, env=PASSWORD, cwd=None):
 
 
 @contextmanager
-def process(*arguments, env=PASSWORD, cwd=None):
+def process(*arguments, env=PASSWORD, cwd=None, **options):
     """Start `bulkscore` as a process, and see it end."""
     line = [BULKSCORE, *map(str, arguments)]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(line, **pipes, text=True, env={**os.environ, **env}, cwd=cwd) as running:
+    with subprocess.Popen(line, **pipes, text=True, env={**os.environ, **env}, cwd=cwd, **options) as running:
         try:
             yield running
         finally:
             running.kill()
+
+
+def workers(pid):
+    """Return the living worker processes of a run, oldest first; none where it is over."""
+    try:
+        started = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    except OSError:
+        return []
+    return [one for one in map(int, started) if alive(one)]
+
+
+def alive(pid):
+    """Whether a process is there and not just waiting to be buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in b"ZX"
+    except OSError:
+        return False
 
 
 def loaded(path, **sets):

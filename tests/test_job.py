@@ -207,10 +207,6 @@ WRONG_ELSEWHERE = [
         {"runner.name": "flink", "service.limits.rate": "1/s"},
         "runner.workers: missing; required with service.limits.rate on runner 'flink': each worker has rate / workers",
     ),
-    (
-        {"runner.workers": "3"},
-        "runner.workers: 3 is not allowed on the local runner, which is one process; allowed: 1",
-    ),
     ({"service.tls": "{key: k.pem}"}, "service.tls.cert: missing; required with service.tls.key"),
     (
         {"service.tls": "{ca: c.pem, verify: false}"},

@@ -23,6 +23,7 @@ from pipeline.plan import (
     grouped,
     merged,
     remaining,
+    shares,
     subtract,
     tally,
     weight,
@@ -158,6 +159,20 @@ def test_a_large_source_is_cut_for_every_worker(rows, workers, row_bytes):
     assert len(splits) >= SPLITS_PER_WORKER * workers
     sizes = {split.stop - split.start for split in splits}
     assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.lists(st.integers(0, 50_000), max_size=40), st.integers(1, 9))
+def test_every_worker_has_about_as_many_rows(sizes, workers):
+    """All work once and in order, no worker without any; none has more than its part by more than one piece."""
+    work = [Work(source(number, rows), 0, rows) for number, rows in enumerate(sizes)]
+    found = shares(work, workers)
+    assert list(chain.from_iterable(found)) == work
+    assert all(found)
+    part, piece = sum(map(weight, work)) / workers, max(map(weight, work), default=0)
+    assert all(sum(map(weight, share)) <= part + piece for share in found)
+    assert len(found) <= workers
+    if len(work) >= workers and len(set(sizes)) == 1:
+        assert len(found) == workers
 
 
 def test_a_small_source_is_one_split():

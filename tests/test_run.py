@@ -75,7 +75,9 @@ def test_an_interrupted_run_commits_and_resumes(sandbox, tmp_path, number, code)
     assert 10 <= done < 120
     assert answer.startswith(f"120 rows: {done} scored, 0 dead letters, {120 - done} left")
     assert not (out / "_SUCCESS").exists()
-    assert jobs.runs(out)[-1]["left"] == 120 - done
+    summary = jobs.runs(out)[-1]
+    assert (summary["left"], summary["exit_code"]) == (120 - done, code)
+    assert summary["message"] == "interrupted; the same command resumes"
     again = jobs.score(path)
     assert (again.exit_code, again.scored, again.scored_by_this_run) == (0, 120, 120 - done)
     assert jobs.stats(url)["rows_received"] == 120
