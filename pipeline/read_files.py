@@ -95,6 +95,20 @@ def read_listing(store: Store, source: Source) -> pa.Table:
         return pq.ParquetFile(file).read(LISTING.names)
 
 
+def altered(listed: pa.Table) -> list[str]:
+    """Return the URIs of those listed files that are there, but not as they are listed."""
+
+    def differs(uri: str, version: str) -> bool:
+        fs, path = open_source(uri)
+        info = fs.get_file_info(path)
+        return info.type != FileType.NotFound and version != f"{info.size}-{info.mtime_ns}"
+
+    uris: list[Any] = listed["uri"].to_pylist()
+    with ThreadPoolExecutor(_READERS) as pool, storing("look up", uris[0] if uris else ""):
+        odd = list(pool.map(differs, uris, listed["version"].to_pylist()))
+    return [uri for uri, one in zip(uris, odd, strict=True) if one]
+
+
 def pieces_of(rows: Iterable[Row], wanted: Wanted, first: int, *, sized: bool = False) -> Iterator[Piece]:
     """Yield rows as pieces of about BATCH_BYTES; `first` is the number of the first one. `sized` ones have their size.
 

@@ -9,6 +9,7 @@ from collections import deque
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ from pipeline.caller import Caller
 from pipeline.columns import columns_of, encoder_of, wanted_of
 from pipeline.converse import Adapter, Outcome, Setting
 from pipeline.errors import BulkscoreError, Incomplete, JobError, StorageFailed
+from pipeline.heal import Healer, opened, sound
 from pipeline.ids import file_names, row_namer
 from pipeline.ledger import Receipts, read_stop, write_stop
 from pipeline.modelarts import ModelArts
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pipeline.columns import Columns
+    from pipeline.heal import Old
     from pipeline.progress import Progress
     from schemas.job import Job
     from schemas.plan import Order, Source, Work
@@ -94,7 +97,8 @@ class Scorer:
             done = counting(mine, {work.source.number: work.source.version})
             stop = min([work.stop, *(one.stop for one in done if one.end)])
             for hole in subtract(Range(work.start, stop), (Range(one.start, one.stop) for one in done)):
-                receipts += self._score_range(work, hole)
+                if work.heal is None or hole == (work.start, work.stop):  # a range is healed as a whole
+                    receipts += self._score_range(work, hole)
         except BulkscoreError as error:
             self._stop(error)
         return receipts
@@ -151,7 +155,9 @@ class Scorer:
 
     def _score_range(self, work: Work, hole: Range) -> list[Receipt]:
         columns = self._columns_of(work.source)
-        writer = RangeWriter(
+        old = self._opened(work)
+        make = partial(Healer, old) if old else RangeWriter
+        writer = make(
             self.store,
             work,
             hole,
@@ -168,7 +174,7 @@ class Scorer:
             with self._turns.take((work.source.number, hole.start)):
                 self._look()
                 self._await_trial()
-                blocks = _readable(self._blocks(work, hole, columns), failed)
+                blocks = _readable(self._blocks(work, old.span if old else hole, columns, old), failed)
                 for chunk in pack(blocks, self._limits(), self._adapter.frame):
                     self._look_again()
                     if self.stopping:
@@ -195,17 +201,31 @@ class Scorer:
                 self._columns = columns_of(self.job, schema_of(source, self.job.input, types))
             return self._columns
 
+    def _opened(self, work: Work) -> Old | None:
+        """Open what is to be healed, if that is the work. Raises StorageFailed where it is not what was written."""
+        if work.heal is None:
+            return None
+        old = opened(self.store, self.job.name, work.source, work.heal)
+        sound(old)
+        return old
+
     def _limits(self) -> Limits:
         limits = self.job.service.limits
         return Limits(limits.body, limits.rows or MAX_ROWS)
 
-    def _blocks(self, work: Work, hole: Range, columns: Columns) -> Iterator[Block]:
+    def _blocks(self, work: Work, hole: Range, columns: Columns, old: Old | None) -> Iterator[Block]:
         encoder = encoder_of(self.job, columns)
         names = row_namer(self.job.name, work.source.path)
         self._reader = self._reader or Reader(wanted_of(self.job, columns), self.store)
-        for first, data, broken, uris, paths in self._reader.read(work, hole.start, hole.stop):
-            uuids = names(first, first + data.num_rows) if paths is None else file_names(self.job.name, paths)
-            yield Block(first, encoder.encode(data), uuids, data.select(columns.keep), broken, uris)
+        batches = self._reader.read(work, hole.start, hole.stop)
+        for first, data, broken, uris, paths, rows in old.pick(batches) if old else batches:
+            if paths is not None:
+                uuids = file_names(self.job.name, paths)
+            elif rows is None:
+                uuids = names(first, first + data.num_rows)
+            else:
+                uuids = names(first, int(rows[-1]) + 1).take(rows - first)
+            yield Block(first, encoder.encode(data), uuids, data.select(columns.keep), broken, uris, rows)
 
 
 def _readable(blocks: Iterator[Block], failed: list[BulkscoreError]) -> Iterator[Block]:
