@@ -38,6 +38,8 @@ FORMATS: Final[Mapping[str, Format]] = {
     "files": read_files,
     "manifest": read_manifest,
 }
+FILES: Final = frozenset({"files", "manifest"})
+"""Formats whose rows are files."""
 
 
 class Batch(NamedTuple):

@@ -51,6 +51,7 @@ BATCH_BYTES: Final = 4_000_000
 
 _LOCAL: Final = "file://"
 _READERS: Final = 8
+_PASSED_OVER: Final = Broken("unreadable", "not wanted", b"null")
 _OURS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """What fails for want of something that this process lacks is not the file's fault."""
 
@@ -115,6 +116,9 @@ def pieces_of(rows: Iterable[Row], wanted: Wanted, first: int, *, sized: bool = 
     Files are opened only for what is wanted of them. One that is too large, or cannot be read, or is no longer as
     planned, is a broken row.
     """
+    only = wanted.only
+    if only:
+        rows = (row if only(at) else row._replace(broken=_PASSED_OVER) for at, row in enumerate(rows, first))
     fetch = _fetcher(wanted, sized=sized)
     most = BATCH_FILES if fetch else BATCH_ROWS
     group: list[Row] = []

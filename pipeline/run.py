@@ -275,7 +275,7 @@ def _remove_strays(store: Store, receipts: Iterable[Receipt], planned: Planned) 
     """Remove objects that no counting receipt names, receipts that do not count, old listings, and a crash's drafts."""
     named = {f"receipts/{receipt.name}.json" for receipt in receipts}
     named |= {one.name for receipt in receipts for one in (receipt.results, receipt.errors) if one}
-    for folder in ("results", "errors", "receipts"):
+    for folder in ("receipts", "results", "errors"):  # so that a crash leaves no receipt whose objects are gone
         for name in store.names(folder):
             if f"{folder}/{name}" not in named:
                 store.delete(f"{folder}/{name}")

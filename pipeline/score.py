@@ -25,7 +25,7 @@ from pipeline.ledger import Receipts, read_stop, write_stop
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS, Block, Chunk, Limits, pack
 from pipeline.plan import Range, counting, subtract
-from pipeline.read import Reader, schema_of
+from pipeline.read import FILES, Reader, schema_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
 from pipeline.transport import Transport
@@ -216,8 +216,7 @@ class Scorer:
     def _blocks(self, work: Work, hole: Range, columns: Columns, old: Old | None) -> Iterator[Block]:
         encoder = encoder_of(self.job, columns)
         names = row_namer(self.job.name, work.source.path)
-        self._reader = self._reader or Reader(wanted_of(self.job, columns), self.store)
-        batches = self._reader.read(work, hole.start, hole.stop)
+        batches = self._reader_of(columns, old).read(work, hole.start, hole.stop)
         for first, data, broken, uris, paths, rows in old.pick(batches) if old else batches:
             if paths is not None:
                 uuids = file_names(self.job.name, paths)
@@ -226,6 +225,14 @@ class Scorer:
             else:
                 uuids = names(first, int(rows[-1]) + 1).take(rows - first)
             yield Block(first, encoder.encode(data), uuids, data.select(columns.keep), broken, uris, rows)
+
+    def _reader_of(self, columns: Columns, old: Old | None) -> Reader:
+        """Return the reader that reads on behind the last range, or one that opens only the files to be healed."""
+        wanted = wanted_of(self.job, columns)
+        if old and self.job.input.format in FILES:
+            return Reader(wanted._replace(only=old.asks), self.store)
+        self._reader = self._reader or Reader(wanted, self.store)
+        return self._reader
 
 
 def _readable(blocks: Iterator[Block], failed: list[BulkscoreError]) -> Iterator[Block]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import types
 
 from pipeline.forms import FORMS, PLACE, pieces, whole_csv, whole_lines
 from pipeline.storage import storing
@@ -45,7 +46,16 @@ def _groups(file: Any, schema: pa.Schema) -> Iterator[Stored]:
         for number in range(parquet.num_row_groups):
             rows = parquet.read_row_group(number, use_threads=False).select(schema.names)
             if rows.num_rows:
-                yield Stored(_place(rows), rows if rows.schema.equals(schema) else rows.cast(schema))
+                yield Stored(_place(rows), _as(rows, schema))
+
+
+def _as(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give rows their types again: what Parquet keeps only the values of, such as a dictionary of numbers."""
+    columns: list[Any] = list(rows.columns)
+    for at, field in enumerate(schema):
+        if types.is_dictionary(field.type) and not types.is_dictionary(columns[at].type):
+            columns[at] = columns[at].cast(field.type.value_type).dictionary_encode()
+    return pa.table(columns, names=schema.names).cast(schema)
 
 
 def _texts(file: Any, form: str) -> Iterator[Stored]:
