@@ -409,10 +409,9 @@ def test_an_allowed_letter_is_retried_and_success_comes_back(make):
 
 
 @quick
-@pytest.mark.parametrize("form", ["parquet", "csv"])
-def test_rows_that_are_not_scored_yet_stay_so(make, form):
+def test_rows_that_are_not_scored_yet_stay_so(make):
     """Exit 6 as for a run that was interrupted; the next run scores them."""
-    world = died(make, form)
+    world = died(make)
     lost = max(name for name, receipt in jobs.receipts(world.out).items() if not receipt["dead"])
     (world.out / "receipts" / f"{lost}.json").unlink()
     world.write("c", words(2, 90))
