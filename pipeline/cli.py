@@ -149,9 +149,14 @@ def run(
 
     if max_requests and max_requests < loaded.runner.workers:
         raise JobError(f"--max-requests {max_requests} is less than runner.workers ({loaded.runner.workers})")
-    arguments = beam_arguments(context.args)
-    limits = {"probe": not no_probe, "max_requests": max_requests}
-    work = partial(start, restart=restart, how=how, arguments=arguments, **limits)
+    work = partial(
+        start,
+        restart=restart,
+        how=how,
+        probe=not no_probe,
+        max_requests=max_requests,
+        arguments=beam_arguments(context.args),
+    )
     return carried_out(work, loaded, quiet=quiet, as_json=as_json)
 
 
