@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+import pyarrow as pa
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, StorageFailed
+from pipeline.heal import letters, opened
 from pipeline.jobprint import changed_answers
 from pipeline.ledger import decoded
 from pipeline.plan import Changed, Range
+from pipeline.read import as_planned
+from pipeline.read_files import altered, read_listing
+from pipeline.storage import storing
+from schemas.plan import Heal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -18,8 +25,11 @@ if TYPE_CHECKING:
     from pipeline.plan import How
     from pipeline.storage import Store
     from schemas.job import Job
+    from schemas.plan import Source, Work
+    from schemas.receipt import Receipt
 
 _FEW: Final = 5
+_LOOKERS: Final = 8
 _NUMBERING: Final = ("input.format:", *(f"input.csv.{key}:" for key in ("delimiter", "encoding", "header", "quote")))
 """Keys that decide where a row begins: half a file cannot be read by one value, and half by another."""
 _SHAPING: Final = ("input.keep:", "output.format:", "output.prediction:")
@@ -87,6 +97,47 @@ def _mixable(keys: Iterable[str], left: Collection[int]) -> None:
         raise JobError(
             f"{key}; {why}, so --changed keep cannot mix both; use --changed rescore, --restart, or a new output.path"
         )
+
+
+def with_letters(store: Store, receipts: Iterable[Receipt], kinds: Collection[str]) -> list[Receipt]:
+    """Return the receipts that have dead letters of these kinds; without any, all that have some."""
+    dead = [one for one in receipts if one.dead]
+    if not kinds:
+        return dead
+
+    def has(receipt: Receipt) -> bool:
+        return any(some.wanted.any() for some in letters(store, Heal(receipt, tuple(kinds))))
+
+    with ThreadPoolExecutor(_LOOKERS) as pool:  # most of the time is storage's
+        return [one for one, wanted in zip(dead, pool.map(has, dead), strict=True) if wanted]
+
+
+def readable(store: Store, job: Job, healing: Iterable[Work]) -> None:
+    """See that rows which are to be asked again can be read as they were planned; whole files may be gone.
+
+    Raises JobError, which names the file.
+    """
+    listings: dict[Source, list[Heal]] = {}
+    for work in healing:
+        listings.setdefault(work.source, []).extend([work.heal] if work.heal else [])
+    with ThreadPoolExecutor(_LOOKERS) as pool:
+        list(pool.map(_unchanged, listings))
+    for source, heals in listings.items():
+        if source.listing:
+            files = read_listing(store, source)
+            for heal in heals:
+                wanted = pa.array(opened(store, job.name, source, heal).wanted)
+                odd = altered(files.slice(heal.receipt.start, len(wanted)).filter(wanted))
+                if odd:
+                    raise JobError(altered_files(odd, keep=False))
+
+
+def _unchanged(source: Source) -> None:
+    try:
+        with storing("look up", source.uri):
+            as_planned(source)
+    except StorageFailed as error:
+        raise JobError(f"input.path: {error}") from None
 
 
 def altered_files(files: list[str], *, keep: bool) -> str:

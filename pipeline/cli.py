@@ -11,9 +11,9 @@ import signal
 import traceback
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, ParamSpec, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, ParamSpec, cast, get_args
 
 import typer
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.plan import How
     from pipeline.progress import Progress
+    from pipeline.run import Summary
     from schemas.job import Job
 
 app: Final = typer.Typer(
@@ -40,6 +41,10 @@ JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", sh
 Params = Annotated[list[str], typer.Option("--param", metavar="K=V", help="A parameter of the job file.")]
 Sets = Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="A key of the job file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+Kinds = Annotated[
+    list[str], typer.Option("--kind", metavar="KIND", help="Only dead letters of this kind; may be repeated.")
+]
 Changed = Annotated[
     str | None,
     typer.Option(
@@ -69,7 +74,7 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
             code = DEFECT
         raise typer.Exit(code)
 
-    app.command(context_settings={"allow_extra_args": function.__name__ == "run"})(call)
+    app.command(context_settings={"allow_extra_args": function.__name__ in {"run", "retry"}})(call)
     return call
 
 
@@ -135,21 +140,64 @@ def run(
         int | None, typer.Option("--max-requests", metavar="N", min=1, help="Stop after so many.")
     ] = None,
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Score without a trial of the first rows.")] = False,  # noqa: FBT002
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,  # noqa: FBT002
+    quiet: Quiet = False,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> int:
     """Score what is not yet scored, commit it, and report. Arguments after -- go to the Beam runner."""
     how = how_of(changed)
+    loaded = ready(job, param, set_)
+    from pipeline.run import run as start
+
+    if max_requests and max_requests < loaded.runner.workers:
+        raise JobError(f"--max-requests {max_requests} is less than runner.workers ({loaded.runner.workers})")
+    work = partial(
+        start,
+        restart=restart,
+        how=how,
+        probe=not no_probe,
+        max_requests=max_requests,
+        arguments=beam_arguments(context.args),
+    )
+    return carried_out(work, loaded, quiet=quiet, as_json=as_json)
+
+
+@command
+def retry(
+    context: typer.Context,
+    job: JobFile,
+    kind: Kinds = [],  # noqa: B006
+    param: Params = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    quiet: Quiet = False,  # noqa: FBT002
+    as_json: AsJson = False,  # noqa: FBT002
+) -> int:
+    """Score the dead letters again and heal the output in place. Arguments after -- go to the Beam runner."""
+    from schemas.tables import Kind
+
+    strange = sorted(set(kind) - set(get_args(Kind)))
+    if strange:
+        raise JobError(f"--kind {strange[0]}: allowed: {', '.join(get_args(Kind))}")
+    loaded = ready(job, param, set_)
+    from pipeline.run import retry as start
+
+    work = partial(start, kinds=kind, arguments=beam_arguments(context.args))
+    return carried_out(work, loaded, quiet=quiet, as_json=as_json)
+
+
+def ready(job: Path, param: list[str], set_: list[str]) -> Job:
+    """Read a job file that is to be carried out at once. Raises JobError for what keeps this machine from it."""
     loaded = load(job, param, set_)
     problems = unready(loaded)
-    if max_requests and max_requests < loaded.runner.workers:
-        problems.append(f"--max-requests {max_requests} is less than runner.workers ({loaded.runner.workers})")
     if problems:
         raise JobError("\n".join(problems))
     if not loaded.service.tls.verify:
         typer.echo("* service.tls.verify is false: whoever answers for the service is believed", err=True)
+    return loaded
+
+
+def carried_out(start: Callable[..., Summary], job: Job, *, quiet: bool, as_json: bool) -> int:
+    """Start a run and see it through: its progress, its answer, its interruption; return its exit code."""
     from pipeline.run import interrupt, new_run
-    from pipeline.run import run as start
     from pipeline.show import showing
 
     name = new_run()
@@ -157,17 +205,8 @@ def run(
     def watch(progress: Progress, rows: int) -> Any:
         return showing(progress, rows, quiet=quiet)
 
-    with interruptible(lambda code: interrupt(loaded, name, code)):
-        summary = start(
-            loaded,
-            name,
-            watch=watch,
-            restart=restart,
-            how=how,
-            probe=not no_probe,
-            max_requests=max_requests,
-            arguments=beam_arguments(context.args),
-        )
+    with interruptible(lambda code: interrupt(job, name, code)):
+        summary = start(job, name, watch=watch)
     unread = f", {summary.unread} files not read to their end" if summary.unread else ""
     text = (
         f"{summary.planned} rows: {summary.scored} scored, {summary.dead} dead letters, {summary.left} left{unread} "

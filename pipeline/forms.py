@@ -123,7 +123,7 @@ _places: Final = msgspec.json.Decoder(_Place)
 
 
 def _jsonl_places(file: Any) -> Iterator[pa.RecordBatch]:
-    for lines in _pieces(file, lambda data: data.rfind(b"\n") + 1):
+    for lines in pieces(file, whole_lines):
         rows = _places.decode_lines(lines)
         columns = {name: [getattr(row, name) for row in rows] for name in PLACE.names}
         yield pa.RecordBatch.from_pydict(columns, PLACE)
@@ -179,7 +179,7 @@ def _quoted(texts: Any) -> Any:
 
 def _csv_places(file: Any) -> Iterator[pa.RecordBatch]:
     names: list[str] = []
-    for rows in _pieces(file, _whole_csv):
+    for rows in pieces(file, whole_csv):
         header = 0 if names else 1
         names = names or next(plain_csv.reader(io.StringIO(rows.decode(), newline="")))
         table = csv.read_csv(
@@ -199,7 +199,12 @@ def _csv_places(file: Any) -> Iterator[pa.RecordBatch]:
         yield from table.to_batches()
 
 
-def _whole_csv(data: bytes) -> int:
+def whole_lines(data: bytes) -> int:
+    """Return where the last whole line ends."""
+    return data.rfind(b"\n") + 1
+
+
+def whole_csv(data: bytes) -> int:
     """Return where the last whole row ends: at a newline that has an even number of quotes before it."""
     end = data.rfind(b"\n") + 1
     inside = data.count(b'"', 0, end) % 2
@@ -210,7 +215,7 @@ def _whole_csv(data: bytes) -> int:
     return end
 
 
-def _pieces(file: Any, whole: Callable[[bytes], int]) -> Iterator[bytes]:
+def pieces(file: Any, whole: Callable[[bytes], int]) -> Iterator[bytes]:
     """Yield the rows of a file, many at a time; `whole` tells where the last whole one ends. Raises Unreadable."""
     rest = b""
     while data := file.read(_PIECE):

@@ -14,7 +14,7 @@ import msgspec
 import pyarrow.parquet as pq
 
 from pipeline.errors import BulkscoreError, Held, Incomplete, JobError, Refused, StorageFailed
-from pipeline.plan import Range, counting, remaining, subtract, tally
+from pipeline.plan import Range, counting, healing, remaining, subtract, tally
 from schemas.plan import NO_END, Plan, Redo, Source, Split, Work
 from schemas.receipt import Receipt, Stop
 
@@ -83,6 +83,10 @@ class Planned:
     def remaining(self, counted: Iterable[Receipt]) -> list[Work]:
         """Return the work that is left."""
         return remaining(self.sources, self.splits, counted, self.redo)
+
+    def healing(self, receipts: Iterable[Receipt], kinds: Iterable[str] = ()) -> list[Work]:
+        """Return the work of rewriting receipts."""
+        return healing(self.sources, self.splits, receipts, kinds)
 
     def tally(self, counted: Sequence[Receipt]) -> Tally:
         """Count the rows of the output."""

@@ -43,7 +43,7 @@ class Block(NamedTuple):
     """A batch on its way into requests: source rows `[first, first + len(row_uuids))`.
 
     `broken` rows, by position, must not be sent, whatever they are encoded as. `uris` are the rows' files, where rows
-    are files.
+    are files. `rows` are the rows' numbers where they do not follow each other; the first of them is `first`.
     """
 
     first: int
@@ -52,6 +52,11 @@ class Block(NamedTuple):
     keep: pa.RecordBatch
     broken: Mapping[int, Broken] = {}
     uris: pa.Array[Any] | None = None
+    rows: Int64s | None = None
+
+    def numbers(self, start: int, stop: int) -> Int64s:
+        """Return the numbers of the rows at positions `[start, stop)`."""
+        return np.arange(self.first + start, self.first + stop) if self.rows is None else self.rows[start:stop]
 
 
 class Refusal(NamedTuple):
@@ -177,7 +182,8 @@ def _refusal(block: Block, position: int, cost: int, kind: Kind, message: str) -
     else:
         line = block.encoded.lines[end - cost : end - 1] if uri is None else msgspec.json.encode(uri)
     row_uuid = block.row_uuids[position].as_py()
-    return Refusal(block.first + position, row_uuid, line, block.keep.slice(position, 1), kind, message, uri)
+    [number] = block.numbers(position, position + 1).tolist()
+    return Refusal(number, row_uuid, line, block.keep.slice(position, 1), kind, message, uri)
 
 
 def _runs(rows: int, refused: Iterable[int]) -> Iterator[tuple[int, int]]:
@@ -210,7 +216,8 @@ class _Draft:
 
     def close(self) -> Chunk:
         covered = [row.source_row for row in self.refused]
-        covered += [edge for part in self.parts for edge in (part.first, part.last)]
+        rows = _joined([part.rows for part in self.parts], np.concatenate, _NO_ROWS)
+        covered += [int(rows[0]), int(rows[-1])] if len(rows) else []
         uuids = _joined([part.row_uuids for part in self.parts], pa.concat_arrays, _NO_UUIDS)
         uuid = request_uuid(uuids)
         prefix, suffix = self.frame(uuid)
@@ -221,9 +228,7 @@ class _Draft:
             body=b"".join((prefix, b",".join([part.json for part in self.parts]), suffix)),
             offset=len(prefix),
             costs=_joined([part.costs for part in self.parts], np.concatenate, _NO_ROWS),
-            source_rows=_joined(
-                [np.arange(part.first, part.last + 1) for part in self.parts], np.concatenate, _NO_ROWS
-            ),
+            source_rows=rows,
             row_uuids=uuids,
             keep=self._keep(),
             refused=tuple(self.refused),
@@ -256,12 +261,8 @@ class _Part(NamedTuple):
     costs: Int64s
 
     @property
-    def first(self) -> int:
-        return self.block.first + self.start
-
-    @property
-    def last(self) -> int:
-        return self.block.first + self.stop - 1
+    def rows(self) -> Int64s:
+        return self.block.numbers(self.start, self.stop)
 
     @property
     def row_uuids(self) -> pa.StringArray:

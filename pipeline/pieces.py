@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import pyarrow as pa
 
@@ -65,13 +65,15 @@ class Wanted(NamedTuple):
     """How a source is to be read.
 
     `columns` are needed, in this order; `types` has the type of every column of formats that have none of their own
-    (CSV, JSONL), and else those that are declared; `largest` is how many bytes of a whole file can be sent.
+    (CSV, JSONL), and else those that are declared; `largest` is how many bytes of a whole file can be sent. Where rows
+    are files, those that `only` does not want by their number are not opened, and mean nothing.
     """
 
     input: Input
     columns: tuple[str, ...]
     types: Mapping[str, pa.DataType]
     largest: int = 12_000_000
+    only: Callable[[int], bool] | None = None
 
 
 class Format(Protocol):

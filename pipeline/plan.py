@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from msgspec import structs
 
-from schemas.plan import NO_END, Split, Work
+from schemas.plan import NO_END, Heal, Split, Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -175,6 +175,31 @@ def remaining(
     ]
 
 
+def healing(
+    sources: Mapping[int, Source], splits: Iterable[Split], receipts: Iterable[Receipt], kinds: Iterable[str] = ()
+) -> list[Work]:
+    """Return the work of rewriting receipts, each as a whole and a generation newer, so that it wins when it is there.
+
+    `kinds` are those of the dead letters that are asked again; without any, all are.
+    """
+    marks: dict[int, list[tuple[int, int]]] = {}
+    for split in splits:
+        marks.setdefault(split.source, [(0, 0)]).append((split.start, split.offset))
+    for places in marks.values():
+        places.sort()
+    return [
+        Work(
+            sources[one.source],
+            one.start,
+            one.stop,
+            one.generation + 1,
+            marks[one.source][bisect_right(marks[one.source], one.start, key=lambda mark: mark[0]) - 1],
+            Heal(one, tuple(kinds)),
+        )
+        for one in receipts
+    ]
+
+
 class Tally(NamedTuple):
     """The rows of an output: planned, scored, dead, and how many sources were not yet read to their end.
 
@@ -253,7 +278,14 @@ def weight(work: Work) -> int:
     return max(1, work.stop - work.start if work.stop < NO_END else work.source.size // _GUESSED_ROW_BYTES)
 
 
+def asked(work: Work) -> int:
+    """Return how many rows a piece of work asks the service at the most, guessed as their weight is."""
+    return work.heal.receipt.dead if work.heal else weight(work)
+
+
 def _joins(one: Work, following: Work) -> bool:
+    if one.heal or following.heal:
+        return False
     neighbours = (one.source, one.stop, one.generation) == (following.source, following.start, following.generation)
     large = min(one.stop - one.start, following.stop - following.start) >= LARGE_ROWS
     return neighbours and large and following.stop - one.start <= MERGED_ROWS

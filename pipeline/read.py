@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from msgspec import structs
 from pyarrow.fs import FileType
@@ -23,6 +24,7 @@ from pipeline.storage import open_source
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from pipeline.encode import Int64s
     from pipeline.pieces import Wanted
     from pipeline.storage import Store
     from schemas.job import Input
@@ -36,13 +38,15 @@ FORMATS: Final[Mapping[str, Format]] = {
     "files": read_files,
     "manifest": read_manifest,
 }
+FILES: Final = frozenset({"files", "manifest"})
+"""Formats whose rows are files."""
 
 
 class Batch(NamedTuple):
     """Source rows `[first, first + data.num_rows)`, the wanted columns in their types.
 
     `broken` is by position. Where rows are files, `uris` says which; `paths`, from which their identities are derived,
-    is there if they are sources of their own.
+    is there if they are sources of their own. `rows` are the numbers of rows that were picked, the first one `first`.
     """
 
     first: int
@@ -50,6 +54,17 @@ class Batch(NamedTuple):
     broken: Mapping[int, Broken]
     uris: pa.Array[Any] | None = None
     paths: pa.Array[Any] | None = None
+    rows: Int64s | None = None
+
+    def pick(self, positions: Int64s) -> Batch:
+        """Return the rows at some positions, at least one, in order."""
+        runs = [(int(run[0]), len(run)) for run in np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)]
+        concatenate: Any = pa.concat_batches  # type: ignore[attr-defined] # missing in the stubs
+        data = concatenate([self.data.slice(*run) for run in runs])  # `take` has nothing for views
+        broken = {at: self.broken[one] for at, one in enumerate(positions.tolist()) if one in self.broken}
+        uris, paths = (column if column is None else column.take(positions) for column in (self.uris, self.paths))
+        rows = positions + self.first
+        return Batch(int(rows[0]), data, broken, uris, paths, rows)
 
 
 def schema_of(source: Source, given: Input, types: Mapping[str, pa.DataType]) -> pa.Schema:

@@ -51,6 +51,7 @@ BATCH_BYTES: Final = 4_000_000
 
 _LOCAL: Final = "file://"
 _READERS: Final = 8
+_PASSED_OVER: Final = Broken("unreadable", "not wanted", b"null")
 _OURS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """What fails for want of something that this process lacks is not the file's fault."""
 
@@ -95,12 +96,29 @@ def read_listing(store: Store, source: Source) -> pa.Table:
         return pq.ParquetFile(file).read(LISTING.names)
 
 
+def altered(listed: pa.Table) -> list[str]:
+    """Return the URIs of those listed files that are there, but not as they are listed."""
+
+    def differs(uri: str, version: str) -> bool:
+        fs, path = open_source(uri)
+        info = fs.get_file_info(path)
+        return info.type != FileType.NotFound and version != f"{info.size}-{info.mtime_ns}"
+
+    uris: list[Any] = listed["uri"].to_pylist()
+    with ThreadPoolExecutor(_READERS) as pool, storing("look up", uris[0] if uris else ""):
+        odd = list(pool.map(differs, uris, listed["version"].to_pylist()))
+    return [uri for uri, one in zip(uris, odd, strict=True) if one]
+
+
 def pieces_of(rows: Iterable[Row], wanted: Wanted, first: int, *, sized: bool = False) -> Iterator[Piece]:
     """Yield rows as pieces of about BATCH_BYTES; `first` is the number of the first one. `sized` ones have their size.
 
     Files are opened only for what is wanted of them. One that is too large, or cannot be read, or is no longer as
     planned, is a broken row.
     """
+    only = wanted.only
+    if only:
+        rows = (row if only(at) else row._replace(broken=_PASSED_OVER) for at, row in enumerate(rows, first))
     fetch = _fetcher(wanted, sized=sized)
     most = BATCH_FILES if fetch else BATCH_ROWS
     group: list[Row] = []

@@ -14,9 +14,9 @@ from filelock import FileLock, Timeout
 from msgspec import structs
 
 from pipeline import __version__
-from pipeline.changes import changed, own
+from pipeline.changes import changed, own, readable, with_letters
 from pipeline.columns import fixed
-from pipeline.errors import OK, BulkscoreError, Held, Incomplete, StorageFailed
+from pipeline.errors import OK, BulkscoreError, Held, Incomplete, JobError, StorageFailed
 from pipeline.gather import draft
 from pipeline.jobprint import fingerprint, resolved
 from pipeline.ledger import (
@@ -29,7 +29,7 @@ from pipeline.ledger import (
     write_plan,
     write_stop,
 )
-from pipeline.plan import Changed, merged, weight
+from pipeline.plan import Changed, asked, merged
 from pipeline.progress import Progress
 from pipeline.session import session
 from pipeline.storage import Store, is_draft, storing
@@ -38,7 +38,7 @@ from pipeline.trial import FOLDER
 from schemas.plan import Order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from pipeline.ledger import NewPlan
     from pipeline.plan import How, Tally
@@ -108,11 +108,42 @@ def run(
         plan = draft(job, store, planned, name, change)
         if restart:  # only now: a job that cannot be planned must not cost what is there
             _clear(store)
-        return _Run(job, Order(name, probe, max_requests), store, planned, receipts, watch, arguments).converge(plan)
+        order = Order(name, probe, max_requests)
+        return _Run(job, order, store, planned, receipts, watch, arguments, planned.remaining).converge(plan)
+
+
+def retry(job: Job, name: str, *, watch: Watch, kinds: Collection[str] = (), arguments: Sequence[str] = ()) -> Summary:
+    """Ask the dead letters of an output again, once, and put what comes of it in their place; the rest as for `run`.
+
+    `kinds` says which letters; without any, all. Rows that are not done yet stay so. Raises BulkscoreError for what
+    keeps it from starting, such as rows that could not be read again as they were.
+    """
+    store = Store(job.output.path)
+    own(store)
+    unplanned = JobError(f"output.path: nothing is planned in {store.uri}, so there are no dead letters; run the job")
+    if not store.exists("job.json"):
+        raise unplanned
+    with lock(store):
+        receipts = Receipts(store)
+        planned = read_plans(store)
+        if not planned.count:
+            raise unplanned
+        changed(store, job, planned, receipts, None)
+        wanted = with_letters(store, planned.counting(receipts.valid()), kinds)
+        readable(store, job, planned.healing(wanted, kinds))
+        names = {one.name for one in wanted}
+
+        def todo(counted: Iterable[Receipt]) -> list[Work]:
+            return planned.healing((one for one in counted if one.name in names), kinds)
+
+        # What died once may well die again: that is no sign of a wrong contract.
+        order = Order(name, probe=False)
+        resumes = "bulkscore run does that"
+        return _Run(job, order, store, planned, receipts, watch, arguments, todo, resumes).converge(None)
 
 
 class _Run(NamedTuple):
-    """A run that holds its output."""
+    """A run that holds its output; `todo` says what it has to do, by the receipts that count."""
 
     job: Job
     order: Order
@@ -121,6 +152,8 @@ class _Run(NamedTuple):
     receipts: Receipts
     watch: Watch
     arguments: Sequence[str]
+    todo: Callable[[list[Receipt]], list[Work]]
+    resumes: str = "the same command resumes"
 
     def converge(self, plan: NewPlan | None) -> Summary:
         """Write down what is new, score what is left, and judge the whole output."""
@@ -132,7 +165,7 @@ class _Run(NamedTuple):
             write_plan(self.store, plan, self.planned.count)
             self.planned.add(plan.plan)
         self._sign()
-        before = {receipt.name for receipt in self._counting()}
+        before = self._counting()
         problem = self._score()
         after = self._counting()
         _remove_strays(self.store, after, self.planned)
@@ -164,17 +197,18 @@ class _Run(NamedTuple):
         job = fixed(self.job, self.planned.columns)
         left: list[Work] | None = None
         while not stopping:
-            todo = self.planned.remaining(self._counting())
+            todo = self.todo(self._counting())
             if not todo:
                 return None
             if todo == left:
                 return StorageFailed("a worker was lost before it committed anything; the same command resumes")
             left = todo
-            order = structs.replace(self.order, allowed=self._allowed())
+            healing = todo[0].heal is not None  # what dies again was a dead letter before
+            order = structs.replace(self.order, allowed=None if healing else self._allowed())
             self.store.delete(SUCCESS)
             self.store.delete(STOP)
             try:
-                with self.watch(session(self.order.run).progress, sum(map(weight, todo))):
+                with self.watch(session(self.order.run).progress, sum(map(asked, todo))):
                     _pipelines(job, order, todo, self.arguments)
             except StorageFailed as error:
                 return error
@@ -184,14 +218,15 @@ class _Run(NamedTuple):
         return stopping.reason
 
     def _summary(
-        self, before: set[str], after: Sequence[Receipt], problem: BulkscoreError | None, seconds: float
+        self, before: list[Receipt], after: list[Receipt], problem: BulkscoreError | None, seconds: float
     ) -> Summary:
-        fresh = [receipt for receipt in after if receipt.name not in before]
+        old = {receipt.name for receipt in before}
+        fresh = [receipt for receipt in after if receipt.name not in old]
         tally = self.planned.tally(after)
-        problem = problem or _verdict(self.job, self.store, tally)
+        problem = problem or _unhealed(self.todo(after)) or _verdict(self.job, self.store, tally, self.resumes)
         exit_code, message = (problem.exit_code, str(problem)) if problem else (OK, "")
         shared = session(self.order.run)
-        if shared.interrupted and (tally.left or tally.unread):
+        if shared.interrupted and exit_code not in {OK, Incomplete.exit_code}:
             exit_code, message = shared.interrupted, _INTERRUPTED
         counts = shared.progress.read()
         return Summary(
@@ -203,7 +238,7 @@ class _Run(NamedTuple):
             dead=tally.dead,
             left=tally.left,
             unread=tally.unread,
-            scored_by_this_run=sum(one.scored for one in fresh),
+            scored_by_this_run=tally.scored - self.planned.tally(before).scored,  # what is healed was copied in part
             requests=max(counts["requests"], sum(one.requests for one in fresh)),  # workers elsewhere tell by receipts
             retries=counts["retries"],
             seconds=round(seconds, 3),
@@ -223,11 +258,16 @@ def _pipelines(job: Job, order: Order, todo: Sequence[Work], arguments: Sequence
     run_pipeline(job, order, merged(todo) if local else todo, arguments)
 
 
-def _verdict(job: Job, store: Store, tally: Tally) -> BulkscoreError | None:
+def _unhealed(left: Iterable[Work]) -> BulkscoreError | None:
+    letters = sum(one.heal.receipt.dead for one in left if one.heal)
+    return StorageFailed(f"{letters} dead letters were not tried again; the same command does it") if letters else None
+
+
+def _verdict(job: Job, store: Store, tally: Tally, resumes: str) -> BulkscoreError | None:
     if tally.unread:
-        return StorageFailed(f"{tally.unread} files are not read to their end yet; the same command resumes")
+        return StorageFailed(f"{tally.unread} files are not read to their end yet; {resumes}")
     if tally.left:
-        return StorageFailed(f"{tally.left} of {tally.planned} rows are not scored yet; the same command resumes")
+        return StorageFailed(f"{tally.left} of {tally.planned} rows are not scored yet; {resumes}")
     if not job.errors.allow.permits(tally.dead, tally.planned):
         return Incomplete(
             f"{tally.dead} of {tally.planned} rows are dead letters, more than errors.allow ({job.errors.allow}); "
@@ -248,7 +288,7 @@ def _remove_strays(store: Store, receipts: Iterable[Receipt], planned: Planned) 
     """Remove objects that no counting receipt names, receipts that do not count, old listings, and a crash's drafts."""
     named = {f"receipts/{receipt.name}.json" for receipt in receipts}
     named |= {one.name for receipt in receipts for one in (receipt.results, receipt.errors) if one}
-    for folder in ("results", "errors", "receipts"):
+    for folder in ("receipts", "results", "errors"):  # so that a crash leaves no receipt whose objects are gone
         for name in store.names(folder):
             if f"{folder}/{name}" not in named:
                 store.delete(f"{folder}/{name}")

@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
@@ -17,12 +18,13 @@ from pipeline.columns import columns_of, encoder_of, wanted_of
 from pipeline.converse import Adapter, Setting
 from pipeline.course import Course, Told
 from pipeline.errors import BulkscoreError, Incomplete, JobError, StorageFailed
+from pipeline.heal import Healer, opened, sound
 from pipeline.ids import file_names, row_namer
 from pipeline.ledger import Receipts, read_stop, write_stop
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS, Block, Limits, pack
 from pipeline.plan import Range
-from pipeline.read import Reader, schema_of
+from pipeline.read import FILES, Reader, schema_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
 from pipeline.transport import Transport
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pipeline.columns import Columns
+    from pipeline.heal import Old
     from pipeline.progress import Progress
     from schemas.job import Job
     from schemas.plan import Order, Source, Work
@@ -90,7 +93,8 @@ class Scorer:
         receipts: list[Receipt] = []
         try:
             for hole in self._receipts.left(work):
-                receipts += self._score_range(work, hole)
+                if work.heal is None or hole == (work.start, work.stop):  # a range is healed as a whole
+                    receipts += self._score_range(work, hole)
         except BulkscoreError as error:
             self._stop(error)
         return receipts
@@ -126,8 +130,9 @@ class Scorer:
                     self.stopping.wait(LOOK_SECONDS / 20)
                 self._look()
 
-    def _writer(self, work: Work, rows: Range, columns: Columns) -> RangeWriter:
-        return RangeWriter(
+    def _writer(self, work: Work, rows: Range, columns: Columns, old: Old | None = None) -> RangeWriter:
+        make = partial(Healer, old) if old else RangeWriter
+        return make(
             self.store,
             work,
             rows,
@@ -166,10 +171,11 @@ class Scorer:
 
     def _score_range(self, work: Work, hole: Range) -> list[Receipt]:
         columns = self._columns_of(work.source)
+        old = self._opened(work)
         course = Course(
             self._caller,
-            self._writer(work, hole, columns),
-            lambda chunk: self._writer(work, Range(chunk.first, chunk.stop), columns),
+            self._writer(work, hole, columns, old),
+            None if old else lambda chunk: self._writer(work, Range(chunk.first, chunk.stop), columns),
             Told(self._wrote, self._settled, self._stop),
             time.monotonic,
         )
@@ -178,7 +184,7 @@ class Scorer:
             with self._turns.take((work.source.number, hole.start)):
                 self._look()
                 self._await_trial()
-                blocks = _readable(self._blocks(work, hole, columns), failed)
+                blocks = _readable(self._blocks(work, old.span if old else hole, columns, old), failed)
                 for chunk in pack(blocks, self._limits(), self._adapter.frame):
                     self._look_again()
                     if self.stopping:
@@ -205,17 +211,38 @@ class Scorer:
                 self._columns = columns_of(self.job, schema_of(source, self.job.input, types))
             return self._columns
 
+    def _opened(self, work: Work) -> Old | None:
+        """Open what is to be healed, if that is the work. Raises StorageFailed where it is not what was written."""
+        if work.heal is None:
+            return None
+        old = opened(self.store, self.job.name, work.source, work.heal)
+        sound(old)
+        return old
+
     def _limits(self) -> Limits:
         limits = self.job.service.limits
         return Limits(limits.body, limits.rows or MAX_ROWS)
 
-    def _blocks(self, work: Work, hole: Range, columns: Columns) -> Iterator[Block]:
+    def _blocks(self, work: Work, hole: Range, columns: Columns, old: Old | None) -> Iterator[Block]:
         encoder = encoder_of(self.job, columns)
         names = row_namer(self.job.name, work.source.path)
-        self._reader = self._reader or Reader(wanted_of(self.job, columns), self.store)
-        for first, data, broken, uris, paths in self._reader.read(work, hole.start, hole.stop):
-            uuids = names(first, first + data.num_rows) if paths is None else file_names(self.job.name, paths)
-            yield Block(first, encoder.encode(data), uuids, data.select(columns.keep), broken, uris)
+        batches = self._reader_of(columns, old).read(work, hole.start, hole.stop)
+        for first, data, broken, uris, paths, rows in old.pick(batches) if old else batches:
+            if paths is not None:
+                uuids = file_names(self.job.name, paths)
+            elif rows is None:
+                uuids = names(first, first + data.num_rows)
+            else:
+                uuids = names(first, int(rows[-1]) + 1).take(rows - first)
+            yield Block(first, encoder.encode(data), uuids, data.select(columns.keep), broken, uris, rows)
+
+    def _reader_of(self, columns: Columns, old: Old | None) -> Reader:
+        """Return the reader that reads on behind the last range, or one that opens only the files to be healed."""
+        wanted = wanted_of(self.job, columns)
+        if old and self.job.input.format in FILES:
+            return Reader(wanted._replace(only=old.asks), self.store)
+        self._reader = self._reader or Reader(wanted, self.store)
+        return self._reader
 
 
 def _readable(blocks: Iterator[Block], failed: list[BulkscoreError]) -> Iterator[Block]:

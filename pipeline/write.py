@@ -83,8 +83,11 @@ class RangeWriter:
         self.scored += self._object.scored - before[0]
         self.dead += self._object.dead - before[1]
         self._next = chunk.stop
-        old = self._clock() - self._object.opened > OBJECT_SECONDS
-        return self.close() if old or self._object.size > OBJECT_BYTES else None
+        return self.close() if self._is_full(self._object) else None
+
+    def _is_full(self, one: _Object) -> bool:
+        """Whether an object is closed as soon as its last row is whole."""
+        return self._clock() - one.opened > OBJECT_SECONDS or one.size > OBJECT_BYTES
 
     def _add(self, to: _Object, outcome: Outcome) -> None:
         attempts = outcome.attempts if isinstance(outcome, Scored) else len(outcome.history)
@@ -155,7 +158,13 @@ class RangeWriter:
 
     def _open(self) -> _Object:
         started_at = self._now().isoformat()
-        return _Object(self._store, self._work.source, self._schema, self._form, self._clock(), started_at)
+        return _Object(
+            self._store, self._work.source, self._schema, self._form, self._writer, self._clock(), started_at
+        )
+
+    def _writer(self, draft: Draft) -> Writer:
+        """Open what writes the results."""
+        return FORMS[self._form].writer(draft, self._schema)
 
 
 def _has_views(kind: pa.DataType) -> bool:
@@ -179,12 +188,20 @@ class _Object:
     """The results and dead letters of one range while they are written."""
 
     def __init__(
-        self, store: Store, source: Source, schema: pa.Schema, form: str, opened: float, started_at: str
+        self,
+        store: Store,
+        source: Source,
+        schema: pa.Schema,
+        form: str,
+        writer: Callable[[Draft], Writer],
+        opened: float,
+        started_at: str,
     ) -> None:
         self._store = store
         self._source = source
         self._schema = schema
         self._suffixes = {"results": form, "errors": "jsonl"}
+        self._open_writer = writer
         self.opened = opened
         self.started_at = started_at
         self.scored = self.dead = self.requests = self.sent = self.received = 0
@@ -208,8 +225,17 @@ class _Object:
 
     def bury(self, letters: Iterable[DeadLetter]) -> None:
         for letter in letters:
-            self._draft("errors").write(_encoder.encode(letter) + b"\n")
-            self.dead += 1
+            self.copy(_encoder.encode(letter) + b"\n")
+
+    def copy(self, letter: bytes) -> None:
+        self._draft("errors").write(letter)
+        self.dead += 1
+
+    def begin(self) -> Writer:
+        """Open the results, unless they are."""
+        if self._writer is None:
+            self._writer = self._open_writer(self._draft("results"))
+        return self._writer
 
     def keep(self, name: str) -> tuple[StoredObject | None, StoredObject | None]:
         self._flush()
@@ -234,8 +260,6 @@ class _Object:
     def _flush(self) -> None:
         if not self._waiting:
             return
-        if self._writer is None:
-            self._writer = FORMS[self._suffixes["results"]].writer(self._draft("results"), self._schema)
-        self._writer.write_table(result_table(self._waiting, self._source, self._schema))
+        self.begin().write_table(result_table(self._waiting, self._source, self._schema))
         self._waiting.clear()
         self._waiting_rows = self._waiting_bytes = 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from schemas.receipt import Receipt
 
 NO_END: Final = 10**12
 """Behind the last row of any source: object names have twelve digits for a row."""
@@ -78,11 +81,18 @@ class Order(Struct, frozen=True):
     allowed: int | None = None
 
 
+class Heal(Struct, frozen=True):
+    """What is healed: the range of a receipt. Its dead letters of these kinds are asked again; without any, all are."""
+
+    receipt: Receipt
+    kinds: tuple[str, ...] = ()
+
+
 class Work(Struct, frozen=True):
     """One element of the pipeline: rows `[start, stop)` of `source` that no receipt covered when the run began.
 
     `stop` is NO_END where the source's rows are not known. `mark` is a row at or before `start`, and the offset where
-    it begins, as splits have it.
+    it begins, as splits have it. With `heal` the rows are those of one receipt, which counts until it is rewritten.
     """
 
     source: Source
@@ -90,3 +100,4 @@ class Work(Struct, frozen=True):
     stop: int
     generation: int = 0
     mark: tuple[int, int] = (0, 0)
+    heal: Heal | None = None
