@@ -10,10 +10,25 @@ from typing import TYPE_CHECKING, Final
 from requests.structures import CaseInsensitiveDict
 
 from pipeline.auth import IamUnavailable
-from pipeline.converse import Answered, Dead, Outcome, Send, Setting, Unanswered, Wait, converse, of_content, told
+from pipeline.converse import (
+    Answered,
+    Dead,
+    Outcome,
+    Oversized,
+    Said,
+    Send,
+    Setting,
+    Unanswered,
+    Wait,
+    converse,
+    of_content,
+    told,
+)
 from pipeline.errors import Refused
 from pipeline.gate import Gate
+from pipeline.pack import MAX_ROWS
 from pipeline.places import Places, Trip
+from pipeline.sizing import Sizing
 from pipeline.status import Action, Fault
 from pipeline.transport import NoReply
 from pipeline.window import Budget
@@ -24,6 +39,7 @@ if TYPE_CHECKING:
 
     from pipeline.auth import Auth
     from pipeline.pack import Chunk
+    from pipeline.pack import Limits as Bounds
     from pipeline.progress import Progress
     from pipeline.stopping import Stopping
     from pipeline.transport import Reply, Transport
@@ -35,6 +51,9 @@ _AHEAD: Final = 2
 
 LEAST: Final = 16
 """Places for which there are conversations even where the window is narrower: else a few rows in trouble fill it."""
+
+TRIAL_RESTS: Final = 3
+"""How often a request on trial may wait between attempts until others go beside it: by them its trouble is judged."""
 
 GATEWAY_TIMEOUT: Final = 504
 POLL_SECONDS: Final = 1.0
@@ -97,7 +116,12 @@ class Caller:
             last_success=lambda: self._places.last_success,
             out=self._places.out,
             alone=lambda: self._under_way <= 1 or not self._gate.is_open,
+            divided=self._divided,
         )
+        self._sizing = Sizing(
+            rows=limits.rows or MAX_ROWS, body=limits.body, timeout=limits.timeout, clock=setting.clock, trial=probe
+        )
+        self._trials: set[int] = set()
         self._budget = Budget(BUDGET_BYTES)
         self._costs: dict[int, int] = {}
         self._under_way = self._resting = 0
@@ -117,6 +141,13 @@ class Caller:
             self._gate.is_open = True
             self._changed.notify_all()
 
+    def bounds(self) -> Bounds:
+        """Return the bounds of the next chunk; while a request of a new size is on trial, wait for how it goes."""
+        with self._changed:
+            while self._trials and not self._stopping:
+                self._changed.wait(POLL_SECONDS)
+            return self._sizing.offer()
+
     def reserve(self, chunk: Chunk, head: Future[list[Outcome]] | None) -> bool:
         """Reserve a chunk's bytes and its turn; False when `head`, which may hold what is missing, is done or late."""
         with self._changed:
@@ -128,6 +159,8 @@ class Caller:
                     return False
             self._costs[id(chunk)] = cost
             self._under_way += 1
+            if self._sizing.is_trial(len(chunk)):
+                self._trials.add(id(chunk))
             return True
 
     def submit(self, chunk: Chunk) -> Future[list[Outcome]]:
@@ -157,7 +190,7 @@ class Caller:
         Where everybody under way waits between attempts and nobody succeeded since, one more is let in that does not
         fit: nothing else could tell the trouble of some rows, behind which the others' results pile up, from an outage.
         """
-        if not self._gate.admits(self._under_way, self._resting):
+        if not self._stopping and not self._gate.admits(self._under_way, self._resting):
             return False
         if self._under_way >= _AHEAD * max(self._places.limit, self._least):
             return False
@@ -172,6 +205,7 @@ class Caller:
     def _ended(self, chunk: Chunk) -> None:
         with self._changed:
             self._under_way -= 1
+            self._trials.discard(id(chunk))
             if self._guest == id(chunk):
                 self._guest = None
             self._changed.notify_all()
@@ -180,11 +214,12 @@ class Caller:
         trip = Trip()
         setting = self._setting._replace(
             succeeded=lambda: self._succeeded(trip),
-            failed=lambda fault: self._places.failed(trip, fault, by_the_model=of_content(fault)),
+            failed=lambda fault: self._failed(trip, fault),
         )
         conversation = converse(chunk, setting)
-        answer: Answered | Unanswered | None = None
+        answer: Said | None = None
         used: Mapping[str, str] = {}
+        rests = 0
         while True:
             try:
                 command = conversation.send(answer)
@@ -197,6 +232,9 @@ class Caller:
                 used, answer = self._send(command.chunk, trip)
             elif isinstance(command, Wait):
                 self._wait(command)
+                rests += 1
+                if rests == TRIAL_RESTS:
+                    self._tried(chunk)
             else:
                 self._refresh(used)
 
@@ -211,9 +249,13 @@ class Caller:
                         self._stopping.stop(error)  # before anybody else is let in
                         raise
 
-    def _send(self, chunk: Chunk, trip: Trip) -> tuple[Mapping[str, str], Answered | Unanswered]:
+    def _send(self, chunk: Chunk, trip: Trip) -> tuple[Mapping[str, str], Said]:
         self._stopping.check()
         with self._places.take():
+            bounds = self._oversized(chunk)
+            if bounds:
+                self._places.unsent()
+                return {}, Oversized(bounds)
             try:
                 credentials = self._auth.headers()  # now, and not before: a place can be long in coming
             except IamUnavailable as error:
@@ -224,7 +266,7 @@ class Caller:
             reply = self._transport.post(
                 self._setting.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline
             )
-        trip.seconds, trip.rows = reply.seconds, len(chunk)
+        trip.seconds, trip.rows, trip.size = reply.seconds, len(chunk), len(chunk.body)
         trip.late = reply.kind == "timeout" if isinstance(reply, NoReply) else reply.status == GATEWAY_TIMEOUT
         if isinstance(reply, NoReply):
             fault = Fault(_BY_MISHAP[reply.kind], None, None, reply.message)
@@ -234,11 +276,35 @@ class Caller:
         shown = partial(hidden, reply, (*credentials.values(), *self._secrets))
         return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds, shown)
 
+    def _oversized(self, chunk: Chunk) -> Bounds | None:
+        """Return the bounds of a request that has a place, where it exceeds what was learned while it waited for it."""
+        with self._changed:
+            return self._sizing.admit(len(chunk), len(chunk.body))
+
+    def _divided(self, rows: int) -> None:
+        with self._changed:
+            self._sizing.divided(rows)
+
+    def _tried(self, chunk: Chunk) -> None:
+        with self._changed:
+            self._trials.discard(id(chunk))
+            self._changed.notify_all()
+
     def _seen(self, reply: int, rows: int) -> None:
         with self._changed:
             self._budget.seen(reply, rows)
 
+    def _failed(self, trip: Trip, fault: Fault) -> None:
+        with self._changed:
+            if trip.sent and fault.action is Action.TIMEOUT:
+                self._sizing.late(trip.rows)
+            elif trip.sent and fault.action is Action.TOO_LARGE:
+                self._sizing.too_large(trip.rows, trip.size)
+        self._places.failed(trip, fault, by_the_model=of_content(fault))
+
     def _succeeded(self, trip: Trip) -> None:
+        with self._changed:
+            self._sizing.answered(trip.rows, trip.size, trip.seconds)
         self._places.succeeded(trip)
         if not self._gate.is_open:
             self.open()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from pipeline.pack import Chunk
+    from pipeline.pack import Chunk, Frame, Limits
     from schemas.job import Retry
 
 
@@ -62,8 +62,17 @@ class Unanswered:
     retry_after: float | None = None
 
 
+class Oversized(NamedTuple):
+    """A request that was not sent, because it exceeds what was learned since it was made: cut it to these bounds."""
+
+    limits: Limits
+
+
+Said = Answered | Unanswered | Oversized
+
+
 class Send(NamedTuple):
-    """Send this chunk; the answer is `Answered` or `Unanswered`."""
+    """Send this chunk; the answer is a `Said`."""
 
     chunk: Chunk
 
@@ -123,6 +132,14 @@ class _Halve(NamedTuple):
     pause: float
 
 
+class _Cut(NamedTuple):
+    """A request is to be cut to these bounds, after `attempts`. `action` is what it is a half for."""
+
+    limits: Limits
+    attempts: int
+    action: Action | None
+
+
 @dataclass(slots=True)
 class _Trouble:
     """When a conversation's last request failed, and how many did since one succeeded."""
@@ -139,7 +156,8 @@ class Setting(NamedTuple):
 
     `last_success` is the clock's time of the service's last success, `out` for how many seconds it has answered nobody;
     `alone` tells whether no other conversation of this worker is under way, so that there is none to compare with;
-    `succeeded` and `failed` are told of what each request came to.
+    `succeeded` and `failed` are told of what each request came to, `divided` of the rows of each that was halved for
+    its time, or for its content although all of them succeeded in parts.
     """
 
     adapter: Adapter
@@ -153,6 +171,7 @@ class Setting(NamedTuple):
     alone: Callable[[], bool] = lambda: True
     succeeded: Callable[[], None] = lambda: None
     failed: Callable[[Fault], None] = lambda _: None
+    divided: Callable[[int], None] = lambda _: None
 
 
 class _Course(NamedTuple):
@@ -173,7 +192,11 @@ _COURSES: Final[dict[Action, _Course]] = {
 }
 
 
-def converse(chunk: Chunk, setting: Setting) -> Generator[Command, Answered | Unanswered | None, list[Outcome]]:
+_OF_SIZE: Final = frozenset({Action.TOO_LARGE, Action.TIMEOUT, Action.SLOWER})
+"""What a request is halved for that is no matter of its content."""
+
+
+def converse(chunk: Chunk, setting: Setting) -> Generator[Command, Said | None, list[Outcome]]:
     """Bring every sent row of the chunk to an outcome; outcomes are in row order.
 
     A request that fails while others succeed is the rows' trouble: what is halved for it, and fails for it again, is
@@ -182,27 +205,39 @@ def converse(chunk: Chunk, setting: Setting) -> Generator[Command, Answered | Un
 
     Raises Refused when the service refuses the whole job, StorageFailed when it stays out longer than `retry.outage`.
     """
-    todo: list[tuple[Chunk, Action | None]] = [(chunk, None)] if len(chunk) else []
+    return (yield from _bring(chunk, None, _Trouble(setting.clock()), setting)) if len(chunk) else []
+
+
+def _bring(
+    chunk: Chunk, suspected: Action | None, trouble: _Trouble, setting: Setting
+) -> Generator[Command, Said | None, list[Outcome]]:
+    """Bring a request to its outcome, or its parts to theirs. `suspected` is what it is a half for."""
+    outcome = yield from _request(chunk, suspected, trouble, setting)
+    if isinstance(outcome, Scored | Dead):
+        return [outcome]
+    halved = isinstance(outcome, _Halve)
+    if halved and outcome.action is Action.TIMEOUT:
+        setting.divided(len(chunk))
     outcomes: list[Outcome] = []
-    spent = Spent()
-    trouble = _Trouble(setting.clock())
-    while todo:
-        part, suspected = todo.pop()
-        outcome = yield from _request(part, suspected, trouble, setting)
-        if isinstance(outcome, _Halve):
-            spent = Spent(spent.requests + outcome.attempts, spent.size + outcome.attempts * len(part.body))
-            middle = (len(part) + 1) // 2
-            todo.append((part.part(middle, len(part), setting.adapter.frame), outcome.action))
-            todo.append((part.part(0, middle, setting.adapter.frame), outcome.action))
-        else:
-            outcomes.append(outcome._replace(before=spent))
-            spent = Spent()
-    return outcomes
+    for part in _parts(chunk, outcome, setting.adapter.frame):
+        outcomes += yield from _bring(part, outcome.action, trouble, setting)
+    if halved and outcome.action not in _OF_SIZE and all(isinstance(one, Scored) for one in outcomes):
+        setting.divided(len(chunk))
+    requests, size = outcomes[0].before
+    spent = Spent(requests + outcome.attempts, size + outcome.attempts * len(chunk.body))
+    return [outcomes[0]._replace(before=spent), *outcomes[1:]]
+
+
+def _parts(chunk: Chunk, why: _Halve | _Cut, frame: Frame) -> list[Chunk]:
+    if isinstance(why, _Cut):
+        return chunk.cut(why.limits, frame)
+    middle = (len(chunk) + 1) // 2
+    return [chunk.part(0, middle, frame), chunk.part(middle, len(chunk), frame)]
 
 
 def _request(
     chunk: Chunk, suspected: Action | None, trouble: _Trouble, setting: Setting
-) -> Generator[Command, Answered | Unanswered | None, Outcome | _Halve]:
+) -> Generator[Command, Said | None, Outcome | _Halve | _Cut]:
     """Bring one request to its outcome, or to its halving.
 
     `suspected` is what the request was halved for that these rows were in.
@@ -211,6 +246,8 @@ def _request(
     while True:
         reply = yield Send(chunk)
         assert reply is not None
+        if isinstance(reply, Oversized):
+            return tries.cut(reply)
         verdict = _read(reply, chunk, setting)
         if not isinstance(verdict, Fault):
             return tries.succeeded(reply, verdict)
@@ -243,6 +280,10 @@ class _Tries:
         received = len(reply.body) if isinstance(reply, Answered) else 0
         attempts, history = len(self._history) + 1, tuple(self._history)
         return Scored(self._chunk, answers, attempts, reply.seconds, self._setting.now(), received, history=history)
+
+    def cut(self, why: Oversized) -> _Cut:
+        """Go on with parts: what was learned from others meanwhile says that this request is too large."""
+        return _Cut(why.limits, len(self._history), self._suspected)
 
     def failed(self, reply: Answered | Unanswered, fault: Fault) -> Command | _Halve | Dead:
         """Say what follows from a fault. Raises Refused or StorageFailed where it ends the job."""

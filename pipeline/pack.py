@@ -1,9 +1,11 @@
 """Encoded rows -> chunks, each the content of one request.
 
 Rules: order is kept and nothing is lost; a body never exceeds the byte limit, judged on the exact bytes; a chunk never
-has more rows than the row limit; and it is as full as it can be: the next row would not have fitted. A row that is
-refused (it exceeds the limit alone, or the encoder said so) rides, unsent, in the chunk of its neighbours, so that a
-chunk always covers an unbroken range of its source; only a chunk that holds too many of them is closed early.
+has more rows than the row limit; and it is as full as it can be: the next row would not have fitted. Lower bounds are
+learned while chunks are made, and asked for before each; a row that exceeds only those is a chunk of its own, because
+services change. A row that is refused (it exceeds the limit alone, or the encoder said so) rides, unsent, in the chunk
+of its neighbours, so that a chunk always covers an unbroken range of its source; only a chunk that holds too many of
+them is closed early.
 """
 
 from __future__ import annotations
@@ -131,10 +133,32 @@ class Chunk:
             uris=None if self.uris is None else self.uris.slice(start, stop - start),
         )
 
+    def cut(self, limits: Limits, frame: Frame) -> list[Chunk]:
+        """Return the sent rows, in order, as requests within the limits; refusals stay behind.
 
-def pack(blocks: Iterable[Block], limits: Limits, frame: Frame) -> Iterator[Chunk]:
-    """Pack blocks of successive rows into chunks; every row is in exactly one of them."""
-    room = limits.body - sum(map(len, frame("0" * 36))) + 1  # every row pays for a comma, one too many
+        Where it is the rows that are too many, all have about as many.
+        """
+        most = -(-len(self) // -(-len(self) // limits.rows))
+        totals = np.cumsum(self.costs)
+        room = limits.body - (len(self.body) - int(totals[-1])) + 1
+        edges = [0]
+        while edges[-1] < len(self):
+            spent = int(totals[edges[-1] - 1]) if edges[-1] else 0
+            fitting = int(np.searchsorted(totals, spent + room, side="right"))
+            edges.append(max(edges[-1] + 1, min(fitting, edges[-1] + most)))
+        return [self.part(start, stop, frame) for start, stop in pairwise(edges)]
+
+
+def pack(
+    blocks: Iterable[Block], limits: Limits, frame: Frame, learned: Callable[[], Limits] | None = None
+) -> Iterator[Chunk]:
+    """Pack blocks of successive rows into chunks; every row is in exactly one of them.
+
+    `learned` is asked before each chunk for bounds that are not above `limits`; by `limits` alone a row is too large.
+    """
+    envelope = sum(map(len, frame("0" * 36))) - 1  # every row pays for a comma, one too many
+    room = limits.body - envelope
+    bounds = limits
     draft = _Draft(frame)
     for block in blocks:
         costs = np.diff(block.encoded.ends, prepend=0)
@@ -143,9 +167,12 @@ def pack(blocks: Iterable[Block], limits: Limits, frame: Frame) -> Iterator[Chun
         for start, stop in _runs(len(costs), refused):
             position = start
             while position < stop:
+                if learned and not draft.rows:
+                    bounds = learned()
                 spent = int(totals[position - 1]) if position else 0
-                fitting = int(np.searchsorted(totals, spent + room - draft.size, side="right")) - position
-                count = min(fitting, limits.rows - draft.rows, stop - position)
+                free = spent + bounds.body - envelope - draft.size
+                fitting = int(np.searchsorted(totals, free, side="right")) - position
+                count = min(max(fitting, not draft.rows), bounds.rows - draft.rows, stop - position)
                 if count <= 0:
                     yield draft.close()
                     draft = _Draft(frame)

@@ -29,12 +29,12 @@ _ANSWERS: Final = (Action.REJECT, Action.TOO_LARGE, Action.MISFIT, Action.REFRES
 class Trip:
     """A request on its way, until it is told how it went. `late` if it was given up, or cut by the gateway."""
 
-    __slots__ = ("late", "rows", "seconds", "sent")
+    __slots__ = ("late", "rows", "seconds", "sent", "size")
 
     def __init__(self) -> None:
         self.sent: Sent | None = None
         self.seconds = 0.0
-        self.rows = 0
+        self.rows = self.size = 0
         self.late = False
 
 
@@ -131,6 +131,13 @@ class Places:
     def _waits(self, more: int) -> None:
         with self._freed:
             self._window.waiting += more
+
+    def unsent(self) -> None:
+        """Note that a request has its place in vain: it is not sent, and does not count."""
+        self._progress.add(requests=-1)
+        with self._freed:
+            if self._left is not None:
+                self._left += 1
 
     def leave(self, trip: Trip) -> None:
         """Note that a request that has its place goes out."""

@@ -185,7 +185,7 @@ class Scorer:
                 self._look()
                 self._await_trial()
                 blocks = _readable(self._blocks(work, old.span if old else hole, columns, old), failed)
-                for chunk in pack(blocks, self._limits(), self._adapter.frame):
+                for chunk in pack(blocks, self._limits(), self._adapter.frame, self._caller.bounds):
                     self._look_again()
                     if self.stopping:
                         break

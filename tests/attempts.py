@@ -70,7 +70,7 @@ class Output:
             names = self._puts[attempt] = []
             ranges = [structs.replace(self._work, start=start, stop=stop) for start, stop in pairwise(attempt.borders)]
             with noted(names.append), numbered(attempt.name):
-                one_by_one(self._job, Order(str(attempt)), ranges)
+                one_by_one(self._job, Order(str(attempt), probe=False), ranges)
             self.learn(names)
         return self._puts[attempt]
 

@@ -44,6 +44,15 @@ def chunks(count, *, size=100):
     return list(pack([Block(0, encoded, uuids, keep)], Limits(10**9, 1), MODEL.frame))
 
 
+def chunk_of(count):
+    """Return one request of that many rows, whose numbers they are."""
+    lines = [b'{"x":%d}\n' % number for number in range(count)]
+    encoded = Encoded(b"".join(lines), np.cumsum([len(line) for line in lines]), {})
+    uuids = pa.array([f"00000000-0000-5000-8000-{number:012d}" for number in range(count)])
+    [chunk] = pack([Block(0, encoded, uuids, pa.RecordBatch.from_pydict({"id": uuids}))], Limits(10**9), MODEL.frame)
+    return chunk
+
+
 def rows_of(body):
     """Return the numbers of a body's rows."""
     return [row["x"] for row in msgspec.json.decode(body)["data"]["req_data"]]
@@ -102,7 +111,7 @@ class Auth:
 
 
 @contextmanager
-def calling(wire, *, auth=None, rate=None, attempts=8, **limits):
+def calling(wire, *, auth=None, rate=None, attempts=8, probe=False, **limits):
     """Open a caller; yields it, and sees that it gave everything back."""
     setting = Setting(
         adapter=MODEL,
@@ -122,6 +131,7 @@ def calling(wire, *, auth=None, rate=None, attempts=8, **limits):
         rate=rate,
         stopping=Stopping(),
         progress=Progress(),
+        probe=probe,
     )
     try:
         yield made
@@ -423,3 +433,51 @@ def test_what_an_error_quotes_of_our_secrets_is_hidden():
     shown = hidden(reply, ["MII-secret-1", "1"])
     assert shown.body == b'{"error_msg": "token *** is unknown in stage 1"}'
     assert (shown.status, shown.headers["server"], shown.seconds) == (401, "for ***", 0.1)
+
+
+def test_a_request_that_is_larger_than_what_was_learned_is_cut_and_not_sent():
+    """It waited for its place when another one was refused: it is sent in parts, and counted as these."""
+    wire = Wire()
+    with calling(wire) as caller:
+        caller._sizing.too_large(10, len(chunk_of(10).body))
+        caller._sizing.answered(4, len(chunk_of(4).body), 0.1)
+        found = outcomes(caller, [chunk_of(10)])
+        assert caller._progress.read()["requests"] == len(wire.sent)
+    assert answers(found) == list(range(10))
+    assert len(rows_of(wire.sent[0][0])) < 10
+    assert all(one.before == (0, 0) for one in found)
+
+
+def test_the_bounds_of_the_next_request_wait_for_one_on_trial():
+    """While the first request of its size is under way, nobody is told how large the next one may be."""
+    answered = threading.Event()
+
+    def answer(body):
+        assert answered.wait(20)
+        return ok(body)
+
+    with calling(Wire(answer), probe=True) as caller, ThreadPoolExecutor(1) as splits:
+        assert caller.bounds().rows == 1
+        [chunk] = chunks(1)
+        assert caller.reserve(chunk, None)
+        future = caller.submit(chunk)
+        asked = splits.submit(caller.bounds)
+        until(lambda: caller._changed._waiters)
+        assert not asked.done()
+        answered.set()
+        assert asked.result(timeout=20).rows == 10
+        future.result(timeout=20)
+        caller.release(chunk)
+
+
+def test_a_request_on_trial_that_has_trouble_is_waited_for_a_while_only():
+    """Others tell whether the trouble is the rows' own: after a few rests they go beside it."""
+    with calling(Wire(lambda _: failed(502)), attempts=100, probe=True) as caller, ThreadPoolExecutor(1) as splits:
+        [chunk] = chunks(1)
+        assert caller.reserve(chunk, None)
+        future = caller.submit(chunk)
+        assert splits.submit(caller.bounds).result(timeout=60).rows == 1
+        assert not future.done()
+        caller._stopping.stop()
+        assert isinstance(future.exception(timeout=20), Stopped)
+        caller.release(chunk)

@@ -75,7 +75,7 @@ class World:
     def run(self, *options, **keys):
         """Run the command; returns what it left, its summary, and the words that it asked for, sorted."""
         before = len(self.recorded.calls)
-        done = jobs.call("run", self.job(**keys), "-q", "--json", *options)
+        done = jobs.call("run", self.job(**keys), "-q", "--json", "--no-probe", *options)
         asked = sorted(word(row) for call in self.recorded.calls[before:] for row in call.rows)
         return done, json.loads(done.out) if done.out else None, asked
 

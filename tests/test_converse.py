@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.converse import Answered, Dead, Refresh, Scored, Send, Setting, Unanswered, Wait, converse
+from pipeline.converse import Answered, Dead, Oversized, Refresh, Scored, Send, Setting, Unanswered, Wait, converse
 from pipeline.encode import RowEncoder
 from pipeline.errors import Refused, StorageFailed
 from pipeline.ids import row_namer
@@ -73,6 +73,7 @@ class World:
         self.failing = None
         self.faults = []
         self.commands = []
+        self.divided = []
 
     @property
     def setting(self):
@@ -87,6 +88,7 @@ class World:
             out=lambda: self.time - self.failing if self.failing else 0.0,
             alone=lambda: self.alone,
             failed=self.noted,
+            divided=self.divided.append,
         )
 
     def noted(self, fault):
@@ -116,7 +118,7 @@ class World:
         if said is None:
             self.succeeded, self.failing = self.time, None
             return good(chunk)
-        if isinstance(said, Unanswered):
+        if isinstance(said, Unanswered | Oversized):
             return said
         status, body, headers = (*said, {})[:3]
         return Answered(status, headers, json.dumps(body).encode(), 0.5)
@@ -487,3 +489,46 @@ def test_every_row_comes_to_exactly_one_end_in_order_whatever_the_service_says(c
         else:
             assert len(outcome.chunk) == 1
             assert outcome.history[-1].message == outcome.fault.message
+
+
+def test_what_was_learned_meanwhile_cuts_a_request_before_it_is_sent():
+    """Not sent is not spent; the parts are ordinary requests, of which each has its own outcome."""
+    world = World(lambda chunk: Oversized(Limits(10**6, 4)) if len(chunk) > 4 else None)
+    outcomes = world.run(chunk_of(10))
+    assert summary(outcomes) == ended(10, (), "")
+    assert [len(one.chunk) for one in outcomes] == [4, 4, 2]
+    assert [one.before for one in outcomes] == [(0, 0)] * 3
+    assert world.divided == []
+
+
+def test_attempts_before_a_cut_are_told():
+    """A request that failed once, and is too large when its turn comes again, was sent once."""
+    chunk = chunk_of(2)
+    first, *others = World(saying(THROTTLED, Oversized(Limits(10**6, 1)))).run(chunk)
+    assert first.before == (1, len(chunk.body))
+    assert [one.before for one in others] == [(0, 0)]
+
+
+@pytest.mark.parametrize("reply", [REJECTED, MISFIT])
+@pytest.mark.parametrize("most", [1, 3, 9])
+def test_a_request_whose_parts_all_succeed_was_too_many_rows(reply, most):
+    """Each request that was refused tells how many rows it had, parts before the whole."""
+    world = World(lambda chunk: reply if len(chunk) > most else None)
+    assert summary(world.run(chunk_of(10))) == ended(10, (), "")
+    assert most < min(world.divided) == world.divided[0] <= 2 * most + 1
+    assert world.divided[-1] == 10
+
+
+@given(count=st.integers(2, 40), bad=st.integers(0, 39))
+def test_a_poison_row_says_nothing_of_how_many_rows_there_may_be(count, bad):
+    """All that was refused had it in it."""
+    world = World(poisoned({bad % count}))
+    world.run(chunk_of(count))
+    assert world.divided == []
+
+
+def test_what_is_refused_for_its_size_is_no_matter_of_its_content():
+    """It is halved until it fits, and says nothing of how many rows there may be."""
+    world = World(lambda chunk: TOO_LARGE if len(chunk.body) > 100 else None)
+    assert summary(world.run(chunk_of(8))) == ended(8, (), "")
+    assert world.divided == []

@@ -215,6 +215,46 @@ def test_packing_does_not_depend_on_batch_borders(case, borders):
     ]
 
 
+@given(cases(), st.lists(st.tuples(st.integers(1, 900), st.integers(1, 6)), min_size=1, max_size=6))
+def test_bounds_that_are_learned_hold_from_the_next_chunk_on(case, learned):
+    """Asked once for each chunk that sends rows: a chunk exceeds them only with a single row, and no row is lost."""
+    given_rows, limits, frame = case
+    asked = []
+
+    def bounds():
+        body, rows = learned[len(asked) % len(learned)]
+        asked.append(Limits(min(body, limits.body), min(rows, limits.rows)))
+        return asked[-1]
+
+    chunks = list(pack(given_rows.blocks(), limits, frame, bounds))
+    sent = [chunk for chunk in chunks if len(chunk)]
+    assert len(asked) == len(sent)
+    for chunk, bound in zip(sent, asked, strict=True):
+        assert len(chunk) <= bound.rows
+        assert len(chunk.body) <= (bound.body if len(chunk) > 1 else limits.body)
+    whole = given_rows.pack(limits, frame)
+    rows = [int(row) for chunk in whole for row in chunk.source_rows]
+    assert [int(row) for chunk in chunks for row in chunk.source_rows] == rows
+    dead = [one.source_row for chunk in whole for one in chunk.refused]
+    assert [one.source_row for chunk in chunks for one in chunk.refused] == dead
+
+
+@given(cases(), st.integers(1, 900), st.integers(1, 6))
+def test_a_chunk_is_cut_to_any_bounds(case, body, rows):
+    """Parts in order, within the bounds unless they are single rows; cut by rows, none is half as large as another."""
+    given_rows, limits, frame = case
+    for chunk in given_rows.pack(limits, frame):
+        if not len(chunk):
+            continue
+        parts = chunk.cut(Limits(body, rows), frame)
+        assert [row for part in parts for row in rows_in(part.body)] == rows_in(chunk.body)
+        assert all(len(part) <= rows for part in parts)
+        assert all(len(part.body) <= body for part in parts if len(part) > 1)
+        even = [len(part) for part in chunk.cut(Limits(10**9, rows), frame)]
+        assert len(even) == -(-len(chunk) // rows)
+        assert 2 * even[0] >= max(even)
+
+
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("limit", [200, 12_000_000])
 def test_a_body_of_exactly_the_limit_is_sent_and_one_byte_more_is_too_large(frame, limit):
