@@ -60,7 +60,7 @@ class Places:
         self._window = Window(in_flight, clock=clock)
         self._pace = Pace(rate)
         self._outage = Outage(clock)
-        self._most = self._left = most
+        self._left = most
         self._held_until = float("-inf")
         self._freed = threading.Condition()
         """For those that wait for a place: hundreds, of which one is woken for each place, and not all."""
@@ -108,9 +108,7 @@ class Places:
         if self._left is None:
             return
         if self._left <= 0:
-            self._stopping.stop(
-                StorageFailed(f"--max-requests {self._most} is reached; the same command goes on from here")
-            )
+            self._stopping.stop(StorageFailed("--max-requests is reached; the same command goes on from here"))
             self._stopping.check()
         self._left -= 1
 

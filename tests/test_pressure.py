@@ -100,7 +100,7 @@ def test_max_requests_is_never_exceeded(tmp_path, most, rows):
         job = plain(tmp_path, service.url, rows=rows)
         told = call("run", job, "--max-requests", most)
         assert told.code == 6
-        assert f"--max-requests {most} is reached; the same command goes on from here" in told.err
+        assert "--max-requests is reached; the same command goes on from here" in told.err
         assert len(service.calls) == most
         assert sum(one["scored"] for one in receipts(tmp_path / "out").values()) == most
         assert call("run", job).code == 0
