@@ -231,10 +231,10 @@ class Caller:
             if isinstance(command, Send):
                 used, answer = self._send(command.chunk, trip)
             elif isinstance(command, Wait):
-                self._wait(command)
                 rests += 1
-                if rests == TRIAL_RESTS:
+                if rests >= TRIAL_RESTS or not self._gate.is_open:
                     self._tried(chunk)
+                self._wait(command)
             else:
                 self._refresh(used)
 

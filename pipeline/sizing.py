@@ -33,6 +33,9 @@ LAPSE: Final = 60.0
 ALIKE: Final = 2
 """Sizes that differ by less are too much alike to tell the rows' part from noise."""
 
+CHANCE: Final = 2
+"""How often in a row a size may be refused that had gone before, and it was chance."""
+
 RECENT: Final = 16
 FEW: Final = 4
 FRESH: Final = 3
@@ -56,8 +59,8 @@ class Bound:
         self._open = min(start, upper)
         self._good = 0
         self._bad = 0
-        self._doubted = 0
-        """A refused size that had gone before: once is chance."""
+        self._doubted = self._doubts = 0
+        """The largest size that was refused though as much had gone before, and how often since as much went."""
         self._trying = 0
         self._lapses = self._offered = self._due = float("-inf")
         self._rest = REST
@@ -96,7 +99,7 @@ class Bound:
     def accepted(self, size: int) -> None:
         """Note that a request of this size went."""
         if size >= self._doubted:
-            self._doubted = 0
+            self._doubted = self._doubts = 0
         if self._trying and size >= self._trying:
             self._trying, self._offered = 0, float("-inf")
         self._good = max(self._good, size)
@@ -112,9 +115,9 @@ class Bound:
             self._rest *= 2 if vain else 1
             self._trying, self._offered = 0, float("-inf")
             self._due = self._clock() + self._rest
-        if size <= self._good and not self._doubted:
-            self._doubted = size
-        elif not vain:
+        if size <= self._good:
+            self._doubted, self._doubts = max(self._doubted, size), self._doubts + 1
+        if not vain and (size > self._good or self._doubts > CHANCE):
             self._good = self._good if self._good < size else 0
             self._bad = size
             self._due = self._clock() + self._rest
