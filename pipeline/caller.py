@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from pipeline.auth import Auth
+    from pipeline.errors import BulkscoreError
     from pipeline.pack import Chunk
     from pipeline.pack import Limits as Bounds
     from pipeline.progress import Progress
@@ -92,6 +93,7 @@ class Caller:
         probe: bool = False,
         max_requests: int | None = None,
         opened: Callable[[], None] = lambda: None,
+        stop: Callable[[BulkscoreError], None] | None = None,
     ) -> None:
         self._transport = transport
         self._auth = auth
@@ -101,6 +103,7 @@ class Caller:
         self._stopping = stopping
         self._progress = progress
         self._opened = opened
+        self._stop = stop or stopping.stop
         self._changed = threading.Condition()
         self._gate = Gate(is_open=not probe)
         self._places = Places(
@@ -109,13 +112,14 @@ class Caller:
             max_requests,
             clock=setting.clock,
             stopping=stopping,
+            stop=self._stop,
             progress=progress,
             grown=self._wake,
         )
         self._setting = setting._replace(
             last_success=lambda: self._places.last_success,
             out=self._places.out,
-            alone=lambda: self._under_way <= 1 or not self._gate.is_open,
+            alone=self._alone,
             divided=self._divided,
         )
         self._sizing = Sizing(
@@ -124,11 +128,15 @@ class Caller:
         self._trials: set[int] = set()
         self._budget = Budget(BUDGET_BYTES)
         self._costs: dict[int, int] = {}
-        self._under_way = self._resting = 0
+        self._under_way = self._resting = self._reserving = 0
         self._rests_since = float("-inf")
         self._guest: int | None = None
         self._least = min(LEAST, limits.in_flight)
         self._pool = ThreadPoolExecutor(_AHEAD * limits.in_flight, thread_name_prefix="converse")  # started when needed
+
+    def _alone(self) -> bool:
+        """Whether there is no other row to compare with one that fails: nobody else asks, or waits to be let in."""
+        return not self._gate.is_open or (self._under_way - self._resting <= 1 and not self._reserving)
 
     @property
     def answered(self) -> bool:
@@ -149,13 +157,19 @@ class Caller:
             return self._sizing.offer()
 
     def reserve(self, chunk: Chunk, head: Future[list[Outcome]] | None) -> bool:
-        """Reserve a chunk's bytes and its turn; False when `head`, which may hold what is missing, is done or late."""
+        """Reserve a chunk's bytes and its turn; False when `head`, which may hold what is missing, is done.
+
+        Also False after a while, for whoever calls may hold it in other ways.
+        """
         with self._changed:
             cost = self._budget.cost(chunk.weight + _OVERHEAD, len(chunk))
             while not self._admit(chunk, cost):
                 if head is not None and head.done():
                     return False
-                if not self._changed.wait(POLL_SECONDS) and head is not None:
+                self._reserving += 1
+                heard = self._changed.wait(POLL_SECONDS)
+                self._reserving -= 1
+                if not heard:
                     return False
             self._costs[id(chunk)] = cost
             self._under_way += 1
@@ -246,7 +260,7 @@ class Caller:
                     try:
                         self._gate.died(len(outcome.chunk), told(outcome.fault), self._setting.url)
                     except Refused as error:
-                        self._stopping.stop(error)  # before anybody else is let in
+                        self._stop(error)  # before anybody else is let in
                         raise
 
     def _send(self, chunk: Chunk, trip: Trip) -> tuple[Mapping[str, str], Said]:

@@ -229,8 +229,9 @@ def _bring(
 
 
 def _parts(chunk: Chunk, why: _Halve | _Cut, frame: Frame) -> list[Chunk]:
-    if isinstance(why, _Cut):
-        return chunk.cut(why.limits, frame)
+    parts = chunk.cut(why.limits, frame) if isinstance(why, _Cut) else []
+    if len(parts) > 1:
+        return parts
     middle = (len(chunk) + 1) // 2
     return [chunk.part(0, middle, frame), chunk.part(middle, len(chunk), frame)]
 

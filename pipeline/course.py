@@ -25,11 +25,15 @@ POLL_SECONDS: Final = 1.0
 
 
 class Told(NamedTuple):
-    """Who is told what becomes of a range: a receipt, (rows, dead letters) that are settled, what ends the run."""
+    """Who is told what becomes of a range: a receipt, (rows, dead letters) that are settled, what ends the run.
+
+    `look` sees whether another worker has ended it.
+    """
 
     wrote: Callable[[Receipt], None]
     settled: Callable[[int, int], None]
     stop: Callable[[BulkscoreError], None]
+    look: Callable[[], None]
 
 
 class _Request(NamedTuple):
@@ -64,7 +68,9 @@ class Course:
     def start(self, chunk: Chunk) -> None:
         """Start a chunk's conversation as soon as there is a place for it; meanwhile write what is done."""
         while not self._caller.reserve(chunk, self._pending[0].future if self._pending else None):
+            self._told.look()
             self._advance()
+            self._write_aside([one for one in self._aside if one.future.done()])
         future = self._caller.submit(chunk)
         future.add_done_callback(self._heed)  # what ends the job is not left waiting behind the oldest chunk
         self._pending.append(_Request(chunk, future, self._clock()))
@@ -76,6 +82,7 @@ class Course:
         """Wait for all that is under way, write it, and close the range; `end` says that its source ends there."""
         while self._pending:
             wait([self._pending[0].future], POLL_SECONDS)
+            self._told.look()
             self._advance()
         self._note(self._writer.close(end=end))
         self._write_aside(list(self._aside))
@@ -91,6 +98,8 @@ class Course:
 
     def _advance(self) -> None:
         """Write the oldest request's outcomes; or set it aside, where it is what keeps others from being written."""
+        if not self._pending:
+            return
         oldest = self._pending[0]
         if oldest.future.done():
             self._settle(self._pending.popleft())

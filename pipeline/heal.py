@@ -63,11 +63,14 @@ def letters(store: Store, heal: Heal) -> Iterator[Letters]:
         return
     name = heal.receipt.errors.name
     with storing("read", f"{store.uri}/{name}"), store.open(name) as file:
-        for text in pieces(file, whole_lines):
-            read = _letter.decode_lines(text)
-            place: dict[str, Any] = {key: [getattr(one, key) for one in read] for key in PLACE.names}
-            wanted = np.array([not heal.kinds or one.kind in heal.kinds for one in read], np.bool_)
-            yield Letters(pa.RecordBatch.from_pydict(place, PLACE), wanted, text.splitlines(keepends=True))
+        try:
+            for text in pieces(file, whole_lines):
+                read = _letter.decode_lines(text)
+                place: dict[str, Any] = {key: [getattr(one, key) for one in read] for key in PLACE.names}
+                wanted = np.array([not heal.kinds or one.kind in heal.kinds for one in read], np.bool_)
+                yield Letters(pa.RecordBatch.from_pydict(place, PLACE), wanted, text.splitlines(keepends=True))
+        except ValueError as error:  # no JSON, no UTF-8, cut
+            raise _unsound(store, heal.receipt, f"{name} is not as it was written: {error}") from None
 
 
 class Old(NamedTuple):
@@ -129,9 +132,13 @@ def opened(store: Store, job: str, source: Source, heal: Heal) -> Old:
 def sound(old: Old) -> None:
     """See that what is to be copied is what was once written. Raises StorageFailed where it is not."""
     for breach in recount(old.store, old.receipt, old.rows):
-        raise StorageFailed(
-            f"cannot heal {old.store.uri}: {breach}; delete receipts/{old.receipt.name}.json, and run scores it anew"
-        )
+        raise _unsound(old.store, old.receipt, breach)
+
+
+def _unsound(store: Store, receipt: Receipt, breach: str) -> StorageFailed:
+    return StorageFailed(
+        f"cannot heal {store.uri}: {breach}; delete receipts/{receipt.name}.json, and run scores it anew"
+    )
 
 
 class Healer(RangeWriter):

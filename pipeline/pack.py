@@ -140,7 +140,7 @@ class Chunk:
         """
         most = -(-len(self) // -(-len(self) // limits.rows))
         totals = np.cumsum(self.costs)
-        room = limits.body - (len(self.body) - int(totals[-1])) + 1
+        room = limits.body - (len(self.body) - int(totals[-1]))
         edges = [0]
         while edges[-1] < len(self):
             spent = int(totals[edges[-1] - 1]) if edges[-1] else 0

@@ -15,6 +15,7 @@ from pipeline.window import Pace, Sent, Window
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pipeline.errors import BulkscoreError
     from pipeline.progress import Progress
     from pipeline.status import Fault
     from pipeline.stopping import Stopping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 POLL_SECONDS: Final = 1.0
 """How often a thread that waits looks whether the end was asked for, or an outage is over."""
 
-_ANSWERS: Final = (Action.REJECT, Action.TOO_LARGE, Action.MISFIT, Action.REFRESH, Action.STOP)
+_ANSWERS: Final = (Action.REJECT, Action.TOO_LARGE, Action.REFRESH, Action.STOP)
 """What a service that is there says of a request."""
 
 
@@ -49,12 +50,14 @@ class Places:
         *,
         clock: Callable[[], float],
         stopping: Stopping,
+        stop: Callable[[BulkscoreError], None],
         progress: Progress,
         grown: Callable[[], None],
     ) -> None:
         self.last_success = float("-inf")
         self._clock = clock
         self._stopping = stopping
+        self._stop = stop
         self._progress = progress
         self._grown = grown
         self._window = Window(in_flight, clock=clock)
@@ -108,7 +111,7 @@ class Places:
         if self._left is None:
             return
         if self._left <= 0:
-            self._stopping.stop(StorageFailed("--max-requests is reached; the same command goes on from here"))
+            self._stop(StorageFailed("--max-requests is reached; the same command goes on from here"))
             self._stopping.check()
         self._left -= 1
 
@@ -123,6 +126,8 @@ class Places:
                 if seconds:
                     self._stopping.wait(seconds)
                     self._pace.left(self._clock())
+            while (left := self._held_until - self._clock()) > 0:
+                self._stopping.wait(min(left, POLL_SECONDS))
         finally:
             self._waits(-1)
 
@@ -181,7 +186,8 @@ class Places:
         Raises Stopped when the run ends first.
         """
         now = self._clock()
-        self._held_until = max(self._held_until, now + for_all)
+        with self._freed:
+            self._held_until = max(self._held_until, now + for_all)
         end, was_out = now + seconds, False
         while (left := end - self._clock()) > 0:
             was_out = was_out or bool(self._outage)

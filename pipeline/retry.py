@@ -32,11 +32,14 @@ class Patience:
         self._rng = rng
         self._stop = stop_any(stop_after_attempt(retry.attempts), stop_before_delay(retry.seconds))
         self._state = RetryCallState(retry_object=cast("Any", None), fn=None, args=(), kwargs={})
-        self._state.start_time = clock()
+        self._began = False
         self._failures = self._forgiven = failures
 
     def failed(self, retry_after: float | None) -> tuple[float, bool]:
         """Record a failed attempt; return (seconds to wait before the next one, whether the budget is spent)."""
+        if not self._began:  # what went before, such as the wait for a place, was not its trouble
+            self._began = True
+            self._state.start_time = self._clock()
         self._failures += 1
         self._state.attempt_number = self._failures
         self._state.outcome_timestamp = self._clock()

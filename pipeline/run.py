@@ -207,6 +207,8 @@ class _Run(NamedTuple):
             order = structs.replace(self.order, allowed=None if healing else self._allowed())
             self.store.delete(SUCCESS)
             self.store.delete(STOP)
+            if stopping:  # its word to workers elsewhere may just have been deleted
+                break
             try:
                 with self.watch(session(self.order.run).progress, sum(map(asked, todo))):
                     _pipelines(job, order, todo, self.arguments)

@@ -17,7 +17,7 @@ from pipeline.caller import Caller
 from pipeline.columns import columns_of, encoder_of, wanted_of
 from pipeline.converse import Adapter, Setting
 from pipeline.course import Course, Told
-from pipeline.errors import BulkscoreError, Incomplete, JobError, StorageFailed
+from pipeline.errors import BulkscoreError, Incomplete, JobError, Refused, StorageFailed
 from pipeline.heal import Healer, opened, sound
 from pipeline.ids import file_names, row_namer
 from pipeline.ledger import Receipts, read_stop, write_stop
@@ -76,9 +76,13 @@ class Scorer:
             stopping=stopping,
             progress=progress,
             opened=self._trial.end if self._trial else lambda: None,
+            stop=self._stop,
         )
         self._lock = threading.Lock()
         self._looked = time.monotonic()
+        self._patience = self._looked + job.service.limits.timeout + TRIAL_SECONDS
+        """Until when another worker that tries the service first is waited for."""
+        self._early: list[Receipt] = []
         self._turns = _Turns()
         """One split reads and sends at a time, in order; the others wait for what they have under way."""
         self._columns: Columns | None = None
@@ -119,11 +123,10 @@ class Scorer:
 
     def _await_trial(self) -> None:
         """Wait until the service has answered the worker that tries it, if that is another one."""
-        patience = time.monotonic() + self.job.service.limits.timeout + TRIAL_SECONDS
         while self._trial and not (self.stopping or self._caller.answered or self._trial.mine):
             if self._trial.is_over:
                 self._caller.open()
-            elif time.monotonic() > patience:  # that worker is gone, or in trouble: each tries for itself
+            elif time.monotonic() > self._patience:  # that worker is gone, or in trouble: each tries for itself
                 return
             else:
                 with suppress(Stopped):
@@ -145,6 +148,8 @@ class Scorer:
         )
 
     def _wrote(self, receipt: Receipt) -> None:
+        if not self._caller.answered:
+            self._early.append(receipt)
         self._receipts.add(receipt)
         self.progress.add(receipts=1)
 
@@ -165,9 +170,18 @@ class Scorer:
         with self._lock:
             first = not self.stopping.reason
             self.stopping.stop(error)
+            if isinstance(error, Refused) and not self._caller.answered:
+                self._take_back()
             if first:
                 with suppress(StorageFailed):  # where storage is what failed, the driver sees that nothing moves on
                     write_stop(self.store, self.run, error)
+
+    def _take_back(self) -> None:
+        """Remove receipts of rows that died before the service answered any: they died of a wrong contract."""
+        with suppress(StorageFailed):
+            for receipt in self._early:
+                self.store.delete(f"receipts/{receipt.name}.json")
+        self._early.clear()
 
     def _score_range(self, work: Work, hole: Range) -> list[Receipt]:
         columns = self._columns_of(work.source)
@@ -176,7 +190,7 @@ class Scorer:
             self._caller,
             self._writer(work, hole, columns, old),
             None if old else lambda chunk: self._writer(work, Range(chunk.first, chunk.stop), columns),
-            Told(self._wrote, self._settled, self._stop),
+            Told(self._wrote, self._settled, self._stop, self._look_again),
             time.monotonic,
         )
         failed: list[BulkscoreError] = []
@@ -285,6 +299,7 @@ def _caller(
     stopping: Stopping,
     progress: Progress,
     opened: Callable[[], None],
+    stop: Callable[[BulkscoreError], None],
 ) -> Caller:
     service = job.service
     setting = Setting(
@@ -318,4 +333,5 @@ def _caller(
         probe=order.probe,
         max_requests=None if order.max_requests is None else order.max_requests // job.runner.workers,
         opened=opened,
+        stop=stop,
     )

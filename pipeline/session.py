@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from pipeline.errors import StorageFailed
 from pipeline.ledger import write_stop
 from pipeline.progress import Progress
 from pipeline.score import Scorer
@@ -53,7 +55,8 @@ def acquire(job: Job, order: Order) -> Scorer:
 def refuse(job: Job, run: str, error: BulkscoreError) -> None:
     """Stop the run everywhere because this worker cannot take part in it."""
     session(run).stopping.stop(error)
-    write_stop(Store(job.output.path), run, error)
+    with suppress(StorageFailed):
+        write_stop(Store(job.output.path), run, error)
 
 
 def release(run: str) -> None:

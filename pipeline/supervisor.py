@@ -152,7 +152,7 @@ class _Supervisor:
             self._bury(worker)
             return
         self._count(worker, report.counts)
-        worker.ended = report.ended
+        worker.ended = worker.ended or report.ended
         self._failure = self._failure or report.failure
         if report.reason or report.failure:
             self._stopping.stop(report.reason)

@@ -15,7 +15,7 @@ from jobs import score as run_job
 from pipeline.errors import Refused
 from pipeline.gate import Gate
 from pipeline.gather import draft
-from pipeline.ledger import Planned
+from pipeline.ledger import Planned, read_stop
 from pipeline.plan import remaining
 from pipeline.progress import Progress
 from pipeline.score import Scorer
@@ -113,6 +113,18 @@ def test_two_bad_rows_at_the_start_are_two_bad_rows(tmp_path):
     assert (summary.exit_code, summary.scored, summary.dead) == (3, 38, 2)
 
 
+def test_letters_of_short_files_before_a_refused_contract_are_taken_back(tmp_path):
+    """Two files of one row are done before the third one tells: neither they nor their letters are kept."""
+    with recording(refusing(*range(40))) as service:
+        job = plain(tmp_path, service.url, rows=1, files=5, service__limits={"rows": 1})
+        told = call("run", job)
+    assert told.code == 4
+    assert (letters(tmp_path / "out"), receipts(tmp_path / "out")) == ([], {})
+    with recording() as service:
+        assert call("run", job, "--set", f"service.url={service.url}").code == 0
+        assert len(service.calls) == 5
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_an_input_of_a_row_or_two_that_are_refused_ends_with_dead_letters(tmp_path, rows):
     """They are too few to tell, and nobody waits for a third."""
@@ -171,6 +183,20 @@ def test_a_wrong_key_is_tried_once_by_all_workers_together(tmp_path, monkeypatch
             one.close()
     assert len(service.calls) == 1
     assert all(isinstance(one.stopping.reason, Refused) for one in made)
+
+
+@pytest.mark.parametrize("end", ["contract", "requests"])
+def test_what_ends_one_worker_is_told_to_all(tmp_path, end):
+    """A refused contract and the last request are in `stop.json`, with their exit codes."""
+    answer, order = (refusing(*range(40)), Order("run")) if end == "contract" else (score, Order("run", max_requests=1))
+    with recording(answer) as service:
+        job = loaded(plain(tmp_path, service.url, service__limits={"rows": 1}))
+        plan = draft(job, Store(job.output.path), Planned([]), "plan").plan
+        scorer = Scorer(job, order, stopping=Stopping(), progress=Progress())
+        for work in remaining({source.number: source for source in plan.sources}, plan.splits, []):
+            scorer.score(work)
+        scorer.close()
+    assert read_stop(scorer.store, "run").exit_code == (4 if end == "contract" else 6)
 
 
 def test_the_first_answer_opens_the_gate_for_all_workers(tmp_path):

@@ -524,6 +524,21 @@ def test_a_damaged_object_is_not_copied(make, folder):
     world.as_clean()
 
 
+@quick
+@pytest.mark.parametrize("damage", [lambda text: b"\0" + text[1:], lambda text: text[:-5], lambda text: b"\xff" + text])
+@pytest.mark.parametrize("kinds", [(), ("--kind", "rejected")])
+def test_letters_that_are_none_are_named(make, damage, kinds):
+    """No JSON, cut, no text: exit 6 with the object and the receipt to delete, and no traceback."""
+    world = died(make)
+    path = min((world.out / "errors").iterdir())
+    path.write_bytes(damage(path.read_bytes()))
+    done, _, _ = world.retry(*kinds)
+    assert done.code == 6
+    [line] = [line for line in done.err.splitlines() if line.startswith("ERROR")]
+    assert path.name in line
+    assert f"delete receipts/{path.stem}.json, and run scores it anew" in line
+
+
 # What may happen meanwhile
 
 

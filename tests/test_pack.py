@@ -255,6 +255,14 @@ def test_a_chunk_is_cut_to_any_bounds(case, body, rows):
         assert 2 * even[0] >= max(even)
 
 
+def test_no_part_is_a_byte_over_the_bound():
+    """Rows of many widths, and every bound in turn: what is cut once need not be cut again."""
+    lines = [b'{"x":"%s"}' % (b"a" * (number * 7 % 23)) for number in range(200)]
+    [chunk] = Input(lines).pack(Limits(12_000_000), FRAMES[0])
+    for body in range(200, 1200):
+        assert all(len(part.body) <= body for part in chunk.cut(Limits(body, 10_000), FRAMES[0]) if len(part) > 1)
+
+
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("limit", [200, 12_000_000])
 def test_a_body_of_exactly_the_limit_is_sent_and_one_byte_more_is_too_large(frame, limit):

@@ -152,6 +152,22 @@ def test_bad_rows_that_are_fewer_than_half_do_not_end_a_run(tmp_path):
     assert (summary.exit_code, summary.dead, summary.left) == (3, 400, 0)
 
 
+@pytest.mark.parametrize(("status", "kind"), [(500, "exhausted"), (200, "mismatch")])
+def test_the_last_rows_that_fail_together_die_and_do_not_wait_for_an_outage(tmp_path, status, kind):
+    """Two rows are left, and the model fails on both: there is nobody else to compare them with."""
+
+    def answer(call):
+        if call.places in ([3], [7]):
+            return (200, {}, b'{"data": {"resp_data": []}}') if status == 200 else refusal(500, "")
+        return score(call)
+
+    with recording(answer) as service:
+        job = plain(tmp_path, service.url, rows=10, retry={"attempts": 3, "outage": "60s"})
+        summary = run_job(job)
+    assert (summary.exit_code, summary.scored, summary.dead) == (3, 8, 2)
+    assert {letter["kind"] for letter in letters(tmp_path / "out")} == {kind}
+
+
 def test_rows_on_which_the_model_fails_are_told_from_an_outage_by_their_halves(tmp_path):
     """Nothing is left but a request that the model answers with 500: its good half shows which row it is."""
 

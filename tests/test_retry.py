@@ -111,6 +111,8 @@ def test_the_budget_is_spent_before_its_seconds_would_be_exceeded():
     """A wait that would end after `retry.seconds` is not begun."""
     clock = Clock()
     tried = patience(clock, attempts=100, seconds=60)
+    clock.now += 500  # the wait for a place was not its trouble
+    assert tried.failed(1.0)[1] is False
     clock.now += 40
     assert tried.failed(19.0) == (19.0, False)
     assert tried.failed(21.0) == (21.0, True)
