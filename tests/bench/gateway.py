@@ -28,8 +28,9 @@ class Gateway(Service):
     """Has `slots` places: pairs of seconds since the first request, and the places from then on."""
 
     def __init__(self, given: argparse.Namespace) -> None:
-        super().__init__(given.latency, given.slots[0][1])
+        super().__init__(given.latency, sys.maxsize)
         self.given = given
+        self.slots = given.slots[0][1]  # 0, unlike there, is none
         self.bucket = Bucket(given.rate)
         self.decode = msgspec.json.Decoder(FILES if given.files else ASKED).decode
         self.log: list[tuple[float, float, int]] = []
