@@ -64,9 +64,10 @@ def measure(name: str, command: list[str], folder: Path, timeout: float = 300.0)
 
 
 @contextlib.contextmanager
-def server() -> Iterator[str]:
-    """Run the server beside us; yield the URL to call."""
-    with subprocess.Popen([sys.executable, str(HERE / "server.py")], stdout=subprocess.PIPE, text=True) as process:
+def server(*arguments: str, script: str = "server.py") -> Iterator[str]:
+    """Run a server of this folder beside us; yield the URL to call."""
+    command = [sys.executable, str(HERE / script), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             if not (url := process.stdout.readline().strip()):
                 raise SystemExit("bench: the server did not start: its last words are above")

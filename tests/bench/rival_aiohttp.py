@@ -11,7 +11,7 @@ import aiohttp
 import pyarrow.parquet as pq
 
 IN_FLIGHT = 32
-BATCH = 1000
+BATCH = int(sys.argv[4]) if len(sys.argv) > 4 else 1000
 FEATURES = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
 
 
@@ -38,4 +38,4 @@ async def main(source, url, target):
             await asyncio.gather(*(worker(session, url, batches, out) for _ in range(IN_FLIGHT)))
 
 
-asyncio.run(main(*sys.argv[1:]))
+asyncio.run(main(*sys.argv[1:4]))

@@ -11,7 +11,7 @@ import requests
 from apache_beam.ml.inference.base import PredictionResult, RemoteModelHandler, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
-BATCH = 1000
+BATCH = int(sys.argv[4]) if len(sys.argv) > 4 else 1000
 FEATURES = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
 SCHEMA = pa.schema({"id": pa.int64(), "request_uuid": pa.string(), "predictresult": pa.string(), "score": pa.float64()})
 
@@ -50,4 +50,4 @@ def main(source, url, target):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:4])

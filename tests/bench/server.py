@@ -111,8 +111,9 @@ class Connection(asyncio.Protocol):
             self.take()
 
 
-async def serve(port: int, latency: float, slots: int) -> None:
-    service, stop = Service(latency, slots), asyncio.Event()
+async def serve(port: int, service: Service) -> None:
+    """Print the URL to call, and serve until SIGTERM."""
+    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     listener = await loop.create_server(lambda: Connection(service), "127.0.0.1", port, backlog=1024)
@@ -127,4 +128,4 @@ if __name__ == "__main__":
     options.add_argument("--latency", type=float, default=0.0, help="seconds each request stays in service")
     options.add_argument("--slots", type=int, default=0, help="requests in service at once; 0: no bound")
     given = options.parse_args()
-    asyncio.run(serve(given.port, given.latency, given.slots))
+    asyncio.run(serve(given.port, Service(given.latency, given.slots)))
