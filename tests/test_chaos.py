@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from random import Random
 from unittest import mock
 
+import pytest
 from tenacity import wait_exponential
 
 import jobs
@@ -78,6 +79,7 @@ def see_each_row_at_its_right_end(out, table, poison):
     assert jobs.proved(out) == ()
 
 
+@pytest.mark.timeout(600)
 def test_under_chaos_exactly_the_poison_rows_die(sandbox, tmp_path):
     """A hundred thousand rows, a fault at every fifth request, a body limit that nobody told of, fifty poison rows."""
     poison = planted(100_000, 50, seed=4)
@@ -94,6 +96,7 @@ def test_under_chaos_exactly_the_poison_rows_die(sandbox, tmp_path):
     assert seen["bodies_over_limit"] > 0
 
 
+@pytest.mark.timeout(600)
 def test_a_run_under_chaos_that_is_killed_five_times_ends_as_if_nothing_had_been(sandbox, tmp_path):
     """Killed after any number of requests; every run goes on where the last one's receipts end."""
     files, rows = 12, 500

@@ -145,6 +145,7 @@ class Story:
         self.again += len(asked) - TOTAL
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("workers", [1, 2])
 @settings(examples(0.01), phases=[Phase.generate])  # a story takes its time: none is told again to make it shorter
 @given(seed=st.integers(0, 2**32 - 1))
