@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from schemas.job import Limits
 
 BUDGET_BYTES: Final = 96_000_000
-"""A process with nothing in flight has 180 MB, and large bodies leave holes in its heap: this keeps all under 400 MB."""
+"""Beside what a process has with nothing in flight, and the holes that large bodies leave: in all under 400 MB."""
 
 _AHEAD: Final = 2
 """Conversations under way for each place in the window: one that waits between attempts leaves no place empty."""
