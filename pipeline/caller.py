@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from pipeline.transport import Reply, Transport
     from schemas.job import Limits
 
-BUDGET_BYTES: Final = 128_000_000
+BUDGET_BYTES: Final = 96_000_000
+"""Beside what a process has with nothing in flight, and the holes that large bodies leave: in all under 400 MB."""
+
 _AHEAD: Final = 2
 """Conversations under way for each place in the window: one that waits between attempts leaves no place empty."""
 
