@@ -138,7 +138,8 @@ class Ceiling:
         return self._found.in_flight
 
     def _keep_below(self, now: float) -> None:
-        self._rest = min(2 * self._rest, self.LONGEST_REST_SECONDS)
+        if self._factor >= 1.0:  # else it is the same ceiling still
+            self._rest = min(2 * self._rest, self.LONGEST_REST_SECONDS)
         self._load = self._found
         self._factor, self._step = self.BELOW, self.STEP
         self._next_at = now + self._rest

@@ -89,7 +89,7 @@ class Noise:
     """
 
     UNKNOWN: Final = 8.0
-    NEAR: Final = 1.0
+    NEAR: Final = 2.0
     NOISY: Final = 4.0
     """Depth of the bucket: at first, and near a ceiling that was found, without noise and with it."""
 
