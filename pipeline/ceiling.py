@@ -6,7 +6,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pipeline.noise import Noise, Trial
+from pipeline.noise import Check, Noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ class Ceiling:
     REST_SECONDS: Final = 2.0
     LONGEST_REST_SECONDS: Final = 64.0
     SAMPLES: Final = 64
-    TRIAL: Final = 1 / 3
+    CHECKED: Final = 1 / 3
     """The part of the load that shows whether refusals are noise."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -48,13 +48,13 @@ class Ceiling:
         self._factor = self._step = 1.0
         self._next_at = math.inf
         self._noise = Noise()
-        self._trial: Trial | None = None
+        self._check: Check | None = None
 
     @property
     def rate(self) -> float:
         """Requests a second."""
         known = self._load.rate * self._factor
-        return min(known, self._trial.rate) if self._trial else known
+        return min(known, self._check.rate) if self._check else known
 
     @property
     def in_flight(self) -> float:
@@ -64,16 +64,16 @@ class Ceiling:
     def sent(self, now: float, in_flight: int, seconds: float) -> None:
         """Note a request, how many are on the wire with it, and for how many seconds each, where nothing queues."""
         self._noise.sent(in_flight)
-        if now >= self._noise.try_at and not self._trial:
-            self._trial = self._noise.again(now, min(self.rate, max(1, in_flight) / seconds))
+        if now >= self._noise.check_at and not self._check:
+            self._check = self._noise.again(now, min(self.rate, max(1, in_flight) / seconds))
 
     def success(self, sent: Sent) -> float | None:
         """Note one; where its time has come, grow. Return at how many requests at once the service refused, if news."""
         now = self._clock()
         if sent.at >= self._cut_at:
             self._successes.append(now)
-        if self._trial:
-            return self._tried(self._trial, sent, now, refused=False)
+        if self._check:
+            return self._checked(self._check, sent, now, refused=False)
         if now >= self._next_at:
             self._factor += self._step
             self._step = min(2 * self._step, self.LONGEST_STEP)
@@ -88,8 +88,8 @@ class Ceiling:
         It is none where it may be chance or noise, and requests sent before the last cut only tell the same again.
         """
         now = self._clock()
-        if self._trial:
-            return self._tried(self._trial, sent, now, refused=True)
+        if self._check:
+            return self._checked(self._check, sent, now, refused=True)
         if sent.at < self._cut_at or not self._noise.refused() or self._too_early(now, seconds):
             return None
         again, self._cut_at = now - self._cut_at < 2 * self.REST_SECONDS, now
@@ -102,7 +102,7 @@ class Ceiling:
             self._found = Load(rate, sent.in_flight)
             self._successes.clear()
             if possible:
-                self._trial = Trial(now, rate * self.TRIAL, self._noise.share, seen, again=False)
+                self._check = Check(now, rate * self.CHECKED, self._noise.share, seen, again=False)
                 return None
             self._keep_below(now)
         return sent.in_flight
@@ -113,25 +113,25 @@ class Ceiling:
 
     def _too_early(self, now: float, seconds: float) -> bool:
         """Whether what was sent since the last cut cannot have succeeded yet, and so many refusals may be noise."""
-        return not self._answering and now < self._cut_at + seconds and self._noise.seen <= Trial.MOST
+        return not self._answering and now < self._cut_at + seconds and self._noise.seen <= Check.MOST
 
     def _delivered(self, now: float) -> float:
         return (len(self._successes) - 1) / max(now - self._successes[0], 1e-3)
 
-    def _tried(self, trial: Trial, sent: Sent, now: float, *, refused: bool) -> float | None:
-        """Note what became of a request in a trial, and what follows from it once it is sure."""
-        noise = trial.answered(sent.at, refused=refused) if sent.at >= trial.at else None
+    def _checked(self, check: Check, sent: Sent, now: float, *, refused: bool) -> float | None:
+        """Note what became of a request in a check, and what follows from it once it is sure."""
+        noise = check.answered(sent.at, refused=refused) if sent.at >= check.at else None
         if noise is None:
             return None
-        self._trial = None
+        self._check = None
         self._noise.empty()
         if noise:
-            if not trial.again or trial.share > self._noise.share:  # what was cut was cut for noise
+            if not check.again or check.share > self._noise.share:  # what was cut was cut for noise
                 self._grow_again(now)
-            self._noise.found((trial.share + trial.seen) / 2, now)
+            self._noise.found((check.share + check.seen) / 2, now)
             return None
-        self._noise.refuted(trial)
-        if trial.again:
+        self._noise.refuted(check)
+        if check.again:
             return None
         self._proved = self._found
         self._keep_below(now)

@@ -18,7 +18,7 @@ def usual(share: float) -> float:
     return share + 2 * math.sqrt(share * (1 - share) / SAMPLE) + CHANCE
 
 
-class Trial:
+class Check:
     """Less load for a moment, to see whether refusals depend on it: a sequential test of two hypotheses.
 
     Noise refuses the same share as before, a ceiling hardly anything. The share before was what made one look, and
@@ -27,7 +27,7 @@ class Trial:
 
     NOISE: Final = 0.6
     CEILING: Final = 0.08
-    """How much of the share that was seen each of them refuses in a trial."""
+    """How much of the share that was seen each of them refuses in a check."""
 
     SURE: Final = 6.0
     """Logarithm of the odds at which it is decided."""
@@ -48,7 +48,7 @@ class Trial:
         """Requests a second while it lasts."""
         self.seen = seen
         self.again = again
-        """Whether what was found to be noise is tried again."""
+        """Whether what was found to be noise is checked again."""
         self._refusal = math.log(noise / ceiling)
         self._success = math.log((1 - noise) / (1 - ceiling))
         self._answers = self._refused = 0
@@ -84,8 +84,8 @@ class Noise:
     """Tells refusals that may say something about load from those that do not: counts, and times as arguments.
 
     Every refusal fills a bucket by one, every request drains it by the share that says nothing; where it flows over,
-    there are too many to be chance. A trial tells whether they are noise. That is tried again from time to time, by all
-    workers that share a clock at once: what one of them saw may have been the others' doing.
+    there are too many to be chance. A check tells whether they are noise. That is checked again from time to time, at
+    once by all workers that share a clock: what one of them saw may have been the others' doing.
     """
 
     UNKNOWN: Final = 8.0
@@ -98,13 +98,13 @@ class Noise:
 
     PERIOD_SECONDS: Final = 8.0
     LONGEST_SECONDS: Final = 4.0
-    """How often it is tried again, unless that would take too long."""
+    """How often it is checked again, unless that would take too long."""
 
     def __init__(self) -> None:
         self.share = 0.0
         """The share of requests that is refused whatever the load."""
-        self.try_at = math.inf
-        """When it is to be tried again."""
+        self.check_at = math.inf
+        """When it is to be checked again."""
         self._near_ceiling = False
         self._cuts = 0
         self._usual = CHANCE
@@ -140,30 +140,30 @@ class Noise:
         self._cuts = self._cuts + 1 if in_a_row else 0
         if self._cuts > self.CUTS:
             self._near_ceiling = False
-        return not self._near_ceiling and self.share < self.seen <= Trial.MOST
+        return not self._near_ceiling and self.share < self.seen <= Check.MOST
 
     def found(self, share: float, now: float) -> None:
-        """Take a share for noise, until it is tried again."""
+        """Take a share for noise, until it is checked again."""
         self._learn(share)
         self._later(now)
 
-    def refuted(self, trial: Trial) -> None:
+    def refuted(self, check: Check) -> None:
         """Take note that there is a ceiling, or that what was held for noise is none."""
         self._near_ceiling, self._cuts = True, 0
-        if trial.again:
+        if check.again:
             self._learn(0.0)
-            self.try_at = math.inf
+            self.check_at = math.inf
 
-    def again(self, now: float, rate: float) -> Trial | None:
-        """Begin to try the noise again at half the rate, or put it off where that would take too long."""
+    def again(self, now: float, rate: float) -> Check | None:
+        """Begin to check the noise again at half the rate, or put it off where that would take too long."""
         if 3 / self.share > self.LONGEST_SECONDS * rate / 2:
             self._later(now)
             return None
-        return Trial(now, rate / 2, 0.0, self.share, again=True)
+        return Check(now, rate / 2, 0.0, self.share, again=True)
 
     def _later(self, now: float) -> None:
-        """Let the next trial be halfway between two drains: at the same time for all that see the same clock."""
-        self.try_at = (math.floor(now / self.PERIOD_SECONDS + 0.5) + 0.5) * self.PERIOD_SECONDS
+        """Let the next check be halfway between two drains: at the same time for all that see the same clock."""
+        self.check_at = (math.floor(now / self.PERIOD_SECONDS + 0.5) + 0.5) * self.PERIOD_SECONDS
 
     def _learn(self, share: float) -> None:
         self.share = share
