@@ -118,7 +118,7 @@ def test_where_no_less_is_refused_of_less_nothing_is_cut():
         clock.now += 0.2 * max(1.0, window.limit / 40)
         for number, one in enumerate(sent):
             window.in_flight -= 1
-            window.success(one, clock.now - one.at, 1) if number % 5 else window.pressure(one)
+            window.success(one, clock.now - one.at, 1) if (number + 1) % 5 else window.pressure(one)
     assert window.rate > before / 0.2 / 3
     assert max(limits[-10:]) >= before * 0.7
 
@@ -153,7 +153,7 @@ def test_what_was_refused_is_approached_again_slowly():
 
 
 def test_where_nothing_succeeds_no_rate_is_learned_from_it():
-    """An outage is no rate limit: only the first refusals count, and the check that they began, and the limit goes down to one."""
+    """An outage is no rate limit: only the first refusals count, with the check they began; the limit goes to one."""
     window, clock = warm()
     rates = []
     for _ in range(100):
