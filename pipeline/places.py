@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,15 @@ POLL_SECONDS: Final = 1.0
 
 _ANSWERS: Final = (Action.REJECT, Action.TOO_LARGE, Action.REFRESH, Action.STOP)
 """What a service that is there says of a request."""
+
+
+def shared_clock() -> Callable[[], float]:
+    """Return a clock that only goes forward, and agrees with those of other hosts as far as their wall clocks did.
+
+    Windows go down together, on whatever hosts their workers are.
+    """
+    ahead = time.time() - time.monotonic()
+    return lambda: time.monotonic() + ahead
 
 
 class Trip:

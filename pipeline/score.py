@@ -23,6 +23,7 @@ from pipeline.ids import file_names, row_namer
 from pipeline.ledger import Receipts, read_stop, write_stop
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS, Block, Limits, pack
+from pipeline.places import shared_clock
 from pipeline.plan import Range
 from pipeline.read import FILES, Reader, schema_of
 from pipeline.stopping import Stopped, Stopping
@@ -306,7 +307,7 @@ def _caller(
         adapter=adapter,
         retry=job.retry,
         url=service.url[0],
-        clock=time.monotonic,
+        clock=shared_clock(),
         now=lambda: datetime.now(UTC),
         rng=random.Random(),  # noqa: S311 - jitter
         last_success=lambda: float("-inf"),

@@ -92,14 +92,16 @@ class Window:
 
     def send(self) -> Sent:
         """Note that a request that has its place goes out."""
+        now = self._clock()
         on_wire = self.in_flight - self.waiting
+        self._ceiling.sent(now, on_wire, self._unloaded.seconds)
         self._busiest = max(self._busiest, on_wire)
         fits = self.in_flight <= self.limit  # or it has its place from before a cut
-        return Sent(self._clock(), on_wire, self._cohort if fits and self._cohort.admit() else None)
+        return Sent(now, on_wire, self._cohort if fits and self._cohort.admit() else None)
 
     def success(self, sent: Sent, seconds: float, rows: int) -> None:
         """Note that a request succeeded, how long it took, and how many rows it had."""
-        self._ceiling.success(sent)
+        self._cut(self._ceiling.success(sent))
         self.late(sent, seconds, rows)
 
     def late(self, sent: Sent, seconds: float, rows: int) -> None:
@@ -120,10 +122,13 @@ class Window:
     def pressure(self, sent: Sent) -> None:
         """Note that the service refused a request because it has too much to do."""
         self.failed(sent)
-        if self._ceiling.pressure(sent, self._unloaded.seconds):
-            self._limit = max(1.0, min(self._limit, sent.in_flight) * Ceiling.CUT)
+        self._cut(self._ceiling.pressure(sent, self._unloaded.seconds))
+
+    def _cut(self, refused_at: float | None) -> None:
+        """Go below what the service refused, where that is news."""
+        if refused_at is not None:
             self._starting, self._stride, self._before_drain = False, 0, None
-            self._next(self._limit)
+            self._next(min(self._limit, refused_at) * Ceiling.CUT)
 
     def _decide(self) -> None:
         slowness, error = self._judged()

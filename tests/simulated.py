@@ -105,7 +105,10 @@ class Service:
 
 
 class Client:
-    """A worker with as much to send as its window takes; what fails is sent again after a pause."""
+    """A worker with as much to send as its window takes; what fails is sent again after a pause.
+
+    Its clock is `offset` seconds ahead of the world's: it may run on another host.
+    """
 
     def __init__(
         self,
@@ -116,8 +119,9 @@ class Client:
         upper: int = 512,
         rows: Callable[[], int] = lambda: 1,
         overhead: float = 0.0005,
+        offset: float = 0.0,
     ) -> None:
-        self.window = Window(upper, clock=world)
+        self.window = Window(upper, clock=lambda: world.now + offset)
         self.done: list[Done] = []
         self.limits: list[tuple[float, int]] = []
         self._world, self._service, self._rng, self._rows, self._overhead = world, service, rng, rows, overhead

@@ -411,8 +411,8 @@ def test_pressure_narrows_the_window():
         outcomes(caller, chunks(200))
         before = caller._places._window.limit
         assert caller._places._window.rate == float("inf")
-        pressed.append(failed(429))
-        outcomes(caller, chunks(1))
+        pressed += [failed(429)] * 20
+        outcomes(caller, chunks(20))
         assert caller._places._window.limit < before
         assert 0 < caller._places._window.rate < float("inf")
 

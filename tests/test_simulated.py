@@ -19,9 +19,10 @@ def world(seed):
     return World(1000 + 8 * rng.random()), rng
 
 
-def played(clock, service, rng, *, seconds=SECONDS, workers=1, apart=0.0, **options):
-    """Let workers send as much as their windows take; they start so many seconds apart."""
-    clients = [Client(clock, service, rng, **options) for _ in range(workers)]
+def played(clock, service, rng, *, seconds=SECONDS, workers=1, apart=0.0, askew=0.0, **options):
+    """Let workers send as much as their windows take; they start so many seconds apart, with clocks so far askew."""
+    offsets = [askew * rng.random() if askew else 0.0 for _ in range(workers)]
+    clients = [Client(clock, service, rng, offset=offset, **options) for offset in offsets]
     for number, client in enumerate(clients):
         clock.after(number * apart, client.go)
     clock.run(seconds)
@@ -31,6 +32,12 @@ def played(clock, service, rng, *, seconds=SECONDS, workers=1, apart=0.0, **opti
 def everything(clients):
     """Return what was done by all."""
     return [one for client in clients for one in client.done]
+
+
+def fairness(clients, start, end):
+    """Return Jain's index of the clients' rates: one where all have the same, a share where a share has all."""
+    rates = [rate(client.done, start, end) for client in clients]
+    return sum(rates) ** 2 / sum(one**2 for one in rates) / len(rates)
 
 
 def fixed(seconds):
@@ -116,6 +123,57 @@ def test_a_limit_of_requests_at_once_is_kept_below(seed, spread):
     assert rate(done, 10, SECONDS) >= 0.85 * 160
 
 
+def noise(rng, share):
+    """Refuse so many at random, whatever the load."""
+    return lambda _: rng.random() < share
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("slots", "latency"), [(64, 0.2), (16, 0.05)])
+@pytest.mark.parametrize(("share", "least"), [(0.005, 0.9), (0.01, 0.9), (0.05, 0.8), (0.2, 0.6)])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_refusals_that_have_nothing_to_do_with_load_leave_the_slots_filled(seed, slots, latency, share, least, workers):
+    """Sending less would not help: so many are refused of whatever is sent."""
+    clock, rng = world(seed)
+    service = Service(clock, fixed(latency), lambda: slots, refuses=noise(rng, share))
+    done = everything(played(clock, service, rng, workers=workers))
+    assert rate(done, 20, SECONDS) >= least * slots / latency
+    assert percentile(done, 0.99, [(20, SECONDS)]) <= 3 * latency
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("share", "least"), [(0.05, 0.7), (0.2, 0.6)])
+def test_refusals_at_random_and_times_at_random_are_told_from_load(seed, share, least):
+    """Fast answers come first, and refusals before them: neither may make noise seem more or less than it is."""
+    clock, rng = world(seed)
+    done = everything(played(clock, Service(clock, lognormal(rng, 0.5), lambda: 64, refuses=noise(rng, share)), rng))
+    assert rate(done, 20, SECONDS) >= least * 320
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_refusals_at_random_that_come_and_go_leave_the_slots_filled(seed):
+    """One in ten, from 20 s to 60 s."""
+    clock, rng = world(seed)
+    service = Service(
+        clock, fixed(LATENCY), lambda: 64, refuses=lambda _: 20 <= clock.elapsed < 60 and rng.random() < 0.1
+    )
+    done = everything(played(clock, service, rng, seconds=90))
+    assert rate(done, 20, 60) >= 0.7 * 320
+    assert rate(done, 60, 90) >= 0.9 * 320
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("share", "least"), [(0.01, 0.6), (0.05, 0.3)])
+def test_a_rate_limit_is_found_among_refusals_at_random(seed, share, least):
+    """Too much is sent for moments only, and some of it is used."""
+    clock, rng = world(seed)
+    at_random, bucket = noise(rng, share), Bucket(clock, 100, 100)
+    service = Service(clock, fixed(0.1), lambda: 10**6, refuses=lambda it: at_random(it) or bucket(it))
+    done = everything(played(clock, service, rng))
+    assert refused(done) <= share + 0.1
+    assert rate(done, 10, SECONDS) >= least * 100
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_gateways_queue_is_not_filled_until_it_cuts(seed):
     """Nothing is refused, all waits, and is cut after 40 s: 16 slots of 4 s."""
@@ -190,8 +248,20 @@ def test_workers_that_share_a_service_are_fair_and_do_not_swamp_it(seed, slots, 
     done, ideal = everything(clients), slots / LATENCY
     assert rate(done, 0, 120) >= 0.9 * ideal
     assert percentile(done, 0.99, [(0, 120)]) <= 3 * LATENCY
-    shares = [rate(client.done, 60, 120) * workers / ideal for client in clients]
-    assert sum(shares) ** 2 / sum(share**2 for share in shares) / workers >= 0.8, shares  # Jain's index
+    assert fairness(clients, 60, 120) >= 0.8
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("slots", "workers", "askew"), [(64, 4, 0.5), (16, 8, 0.5), (64, 4, 100_000)])
+def test_clocks_that_disagree_cost_a_little_fairness_and_nothing_else(seed, slots, workers, askew):
+    """Hosts agree on the time to a part of a second; a few workers even need not."""
+    clock, rng = world(seed)
+    service = Service(clock, fixed(LATENCY), lambda: slots)
+    clients = played(clock, service, rng, seconds=120, workers=workers, apart=0.01, askew=askew)
+    done = everything(clients)
+    assert rate(done, 0, 120) >= 0.9 * slots / LATENCY
+    assert percentile(done, 0.99, [(0, 120)]) <= 3.5 * LATENCY
+    assert fairness(clients, 60, 120) >= 0.75
 
 
 @pytest.mark.parametrize("seed", SEEDS)

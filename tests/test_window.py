@@ -84,54 +84,83 @@ def warm(upper=512, places=40):
     return window, clock
 
 
-def test_one_overflow_cuts_once_however_many_report_it():
-    """All requests that were under way when a service overflowed say so; what is sent after the cut says more."""
-    window, clock = warm()
+def overflow(window, clock):
+    """Fill the window, and refuse it all."""
     window.in_flight = window.limit
     sent = [window.send() for _ in range(window.limit)]
-    before = window.limit
     clock.now += 0.01
     for one in sent:
+        window.in_flight -= 1
         window.pressure(one)
-    once = window.limit
-    assert once == int(before * Ceiling.CUT)
-    clock.now += 0.01
-    window.in_flight = once
-    again = window.send()
-    clock.now += 0.01
-    window.pressure(again)
-    assert window.limit < once
+
+
+def test_one_overflow_is_checked_with_less_load_and_cuts_once():
+    """All that were under way when a service overflowed say so; that less is refused of less shows a ceiling."""
+    window, clock = warm()
+    before = window.limit
+    overflow(window, clock)
+    assert window.limit == before
+    assert window.rate < before / 0.2 / 2
+    drive(window, clock, 2, lambda _: 0.2)
+    while window.rate < before / 0.2 / 2:
+        drive(window, clock, 1, lambda _: 0.2)
+    assert before * Ceiling.CUT / 2 <= window.limit <= before * Ceiling.CUT
+
+
+def test_where_no_less_is_refused_of_less_nothing_is_cut():
+    """Every fifth, in a check too: that is noise."""
+    window, clock = warm()
+    before, limits = window.limit, []
+    for _ in range(40):
+        limits.append(window.limit)
+        window.in_flight = window.limit
+        sent = [window.send() for _ in range(window.limit)]
+        clock.now += 0.2 * max(1.0, window.limit / 40)
+        for number, one in enumerate(sent):
+            window.in_flight -= 1
+            window.success(one, clock.now - one.at, 1) if (number + 1) % 5 else window.pressure(one)
+    assert window.rate > before / 0.2 / 3
+    assert max(limits[-10:]) >= before * 0.7
+
+
+def test_a_few_refusals_among_many_successes_say_nothing():
+    """One in a hundred is chance, be it ever so often."""
+    window, clock = warm()
+    before = window.limit
+    for _ in range(100):
+        drive(window, clock, 3, lambda here: 0.2 * max(1.0, here / 40))
+        window.in_flight = window.limit
+        sent = window.send()
+        window.pressure(sent)
+        assert window.rate == math.inf
+    assert window.limit >= before * 0.7
 
 
 def test_what_was_refused_is_approached_again_slowly():
-    """After a refusal there is a rate; it grows step by step, and is forgotten when nothing is refused for long."""
+    """After an overflow there is a rate; it grows step by step, and is forgotten when nothing is refused for long."""
     window, clock = warm()
-    window.in_flight = 40
-    sent = window.send()
-    clock.now += 0.01
-    window.pressure(sent)
+    before = window.limit
+    overflow(window, clock)
+    drive(window, clock, 6, lambda _: 0.2)
     rates = []
     while window.rate < math.inf:
         rates.append(window.rate)
         drive(window, clock, 1, lambda _: 0.2)
         assert len(rates) < 500
-    assert math.isclose(rates[0], 0.95 * 40 / 0.2, rel_tol=0.1)
+    assert math.isclose(rates[0], 0.95 * before / 0.2, rel_tol=0.1)
     assert rates == sorted(rates)
     assert clock.now > 10
 
 
 def test_where_nothing_succeeds_no_rate_is_learned_from_it():
-    """An outage is no rate limit: only the first refusal counts, and the limit goes down to one."""
+    """An outage is no rate limit: only the first refusals count, with the check they began; the limit goes to one."""
     window, clock = warm()
     rates = []
-    for _ in range(30):
-        window.in_flight = window.limit
-        sent = window.send()
-        clock.now += 1.0
-        window.pressure(sent)
+    for _ in range(100):
+        overflow(window, clock)
         rates.append(window.rate)
     assert window.limit == 1
-    assert len(set(rates)) == 1
+    assert len(set(rates[1:])) == 1
 
 
 def test_a_timeout_is_a_slow_request():
