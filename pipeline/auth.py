@@ -21,13 +21,14 @@ from filelock import FileLock
 
 from pipeline.errors import Refused
 from pipeline.iam import ASK_SECONDS, IamUnavailable, Token, account_of, ask
-from schemas.job import NoAuth, TokenAuth
+from schemas.auth import NoAuth, TokenAuth
 from schemas.secret import reveal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from pipeline.iam import Account
+    from schemas.auth import Auth as AnyAuth
 
 __all__ = ["Auth", "IamUnavailable", "open_auth"]
 
@@ -47,7 +48,7 @@ class Auth(Protocol):
 
 
 def open_auth(
-    auth: NoAuth | TokenAuth,
+    auth: AnyAuth,
     *,
     environ: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.time,
@@ -62,6 +63,7 @@ def open_auth(
     """
     if isinstance(auth, NoAuth):
         return _Given({}, "the service asks for credentials; set service.auth in the job file")
+    assert isinstance(auth, TokenAuth)
     if auth.token is not None:
         return _Given({HEADER: reveal(auth.token, environ)}, "the given token was refused; renew service.auth.token")
     account = account_of(auth, environ)

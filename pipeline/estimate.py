@@ -10,8 +10,8 @@ from pipeline.changes import changed, own
 from pipeline.columns import columns_of, encoder_of, fixed, wanted_of
 from pipeline.gather import draft
 from pipeline.ledger import Receipts, read_plans
-from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS
+from pipeline.protocols import adapter_of
 from pipeline.read import Reader, schema_of
 from pipeline.storage import Store, open_stream, packed_share
 from schemas.plan import NO_END
@@ -123,7 +123,7 @@ def _stored(form: str, work: Work, data: RecordBatch) -> float:
 
 
 def _requests(job: Job, rows: list[int], row_bytes: float) -> tuple[int, int]:
-    envelope = sum(map(len, ModelArts(job.service.options).frame("0" * 36)))
+    envelope = sum(map(len, adapter_of(job.service).frame("0" * 36)))
     limits = job.service.limits
     fitting = int((limits.body - envelope + 1) / row_bytes) if row_bytes else 1
     most = max(1, min(limits.rows or MAX_ROWS, fitting))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from keystoneauth1.access import AccessInfo
     from keystoneauth1.exceptions import ClientException
 
-    from schemas.job import TokenAuth
+    from schemas.auth import TokenAuth
 
 ASK_SECONDS: Final = 60.0  # for IAM to answer, all in all
 AHEAD: Final = 0.2  # a token is renewed when this part of its life is left,

@@ -7,7 +7,10 @@ import re
 from typing import TYPE_CHECKING, Final, get_args
 
 from pipeline.jobyaml import Keys
-from schemas.job import OUR_COLUMNS, InputFormat, Job, NoAuth, TokenAuth, leaves
+from schemas.auth import AUTHS, AkSkAuth, TokenAuth
+from schemas.job import OUR_COLUMNS, InputFormat, Job, leaves
+from schemas.options import OPTIONS, FileOptions, ModelArtsOptions, Options
+from schemas.template import one_row
 from schemas.values import shown
 
 if TYPE_CHECKING:
@@ -21,7 +24,9 @@ Problem = tuple[Keys, str]
 
 _AUTH: Final = ("service", "auth")
 _SECRET: Final = (_AUTH, ("service", "headers"))
-_MEMBERS: Final[dict[str, type[Part]]] = {"none": NoAuth, "token": TokenAuth}
+_OPTIONS: Final = ("service", "options")
+SIGNED_BODY: Final = 12_000_000
+"""Bytes of the largest body that the gateway takes with a signature."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -37,8 +42,11 @@ def secret_place(keys: Keys) -> bool:
     return keys[:2] in _SECRET
 
 
-def in_words(error: ErrorDetails) -> Problem:
-    """Put one of pydantic's findings into the job file's words."""
+def in_words(error: ErrorDetails, protocol: object) -> Problem:
+    """Put one of pydantic's findings into the job file's words; options are those of `protocol`."""
+    if error["loc"][:2] == _OPTIONS and error["type"] == "extra_forbidden":
+        name = str(error["loc"][2])
+        return (*_OPTIONS, name), _unknown_option(name, OPTIONS.get(str(protocol), Options))
     say = _WORDS.get(error["type"])
     keys = _keys(error["loc"])
     if error["type"].startswith("union_tag"):
@@ -60,9 +68,15 @@ def _known(keys: Keys) -> list[str]:
 
 
 def _unknown_key(error: ErrorDetails, keys: Keys) -> str:
-    member = _MEMBERS.get(str(error["loc"][2])) if keys[:2] == _AUTH else None
+    member: type[Part] | None = AUTHS.get(str(error["loc"][2])) if keys[:2] == _AUTH else None
     known = list(member.model_fields) if member else _known(keys[:-1])
     return f"unknown key; {nearest(keys[-1], known)}"
+
+
+def _unknown_option(name: str, member: type[Options]) -> str:
+    """Name the options of a protocol: its own first, then those of transports."""
+    ours = [key for key in member.model_fields if key not in Options.model_fields]
+    return f"unknown key; {nearest(name, [*ours, *Options.model_fields])}"
 
 
 def _missing(_: ErrorDetails, keys: Keys) -> str:
@@ -88,7 +102,7 @@ def _choice(found: object, allowed: list[str]) -> str:
 
 
 def _unknown_type(error: ErrorDetails, _: Keys) -> str:
-    return _choice(str(error.get("ctx", {})["tag"]), list(_MEMBERS))
+    return _choice(str(error.get("ctx", {})["tag"]), list(AUTHS))
 
 
 _WORDS: Final[dict[str, Callable[[ErrorDetails, Keys], str]]] = {
@@ -100,7 +114,7 @@ _WORDS: Final[dict[str, Callable[[ErrorDetails, Keys], str]]] = {
     "literal_error": _not_listed,
     "string_type": lambda error, _: f"{shown(error['input'])} is not text",
     "union_tag_invalid": _unknown_type,
-    "union_tag_not_found": lambda *_: f"missing; allowed: {', '.join(_MEMBERS)}",
+    "union_tag_not_found": lambda *_: f"missing; allowed: {', '.join(AUTHS)}",
     "value_error": lambda error, _: str(error.get("ctx", {})["error"]),
 }
 
@@ -167,6 +181,41 @@ def _rate(job: Job) -> Iterator[Problem]:
         )
 
 
+def _signed(job: Job) -> Iterator[Problem]:
+    if isinstance(job.service.auth, AkSkAuth) and job.service.limits.body > SIGNED_BODY:
+        why = f"{job.service.limits.body} bytes are more than the gateway takes with an AK/SK signature"
+        yield ("service", "limits", "body"), f"{why}; allowed: at most {SIGNED_BODY // 10**6}MB, or another auth.type"
+
+
+def _transport(job: Job) -> Iterator[Problem]:
+    service = job.service
+    kinds = {url.partition(":")[0] in {"ws", "wss"} for url in service.url}
+    if len(kinds) > 1:
+        yield ("service", "url"), "some are for websockets and some are not; allowed: all of one kind"
+    elif kinds == {True} and service.way != "websocket":
+        yield ("service", "transport"), f"{service.way!r} is not for {shown(service.url[0])}; leave it out"
+    for name, way in {"events": "sse", "message": "websocket", "greeting": "websocket"}.items():
+        if name in service.options.model_fields_set and service.way != way:
+            yield (*_OPTIONS, name), f"only transport {way} has it, and it is {service.way}; leave it out"
+
+
+def _chosen(job: Job) -> Iterator[Problem]:
+    """Refuse keys that choose columns where the protocol's options do."""
+    options = job.service.options
+    if isinstance(options, ModelArtsOptions):
+        return
+    place = "a template" if job.service.protocol == "json" else "service.options"
+    for key in ("send", "rename"):
+        if getattr(job.input, key):
+            yield ("input", key), f"protocol {job.service.protocol} sends what {place} names; leave it out"
+    alone = isinstance(options, FileOptions) or one_row(options.body)
+    if alone and (job.service.limits.rows or 1) > 1:
+        yield (
+            ("service", "limits", "rows"),
+            f"protocol {job.service.protocol} sends one row a request here; leave it out",
+        )
+
+
 def _tls(job: Job) -> Iterator[Problem]:
     if job.service.tls.key is not None and job.service.tls.cert is None:
         yield ("service", "tls", "cert"), "missing; required with service.tls.key"
@@ -187,6 +236,9 @@ _CHECKS: Final[tuple[Callable[[Job], Iterator[Problem]], ...]] = (
     _kept,
     _renamed,
     _rate,
+    _signed,
+    _transport,
+    _chosen,
     _tls,
     _paths,
 )

@@ -187,7 +187,9 @@ class _Loading:
         try:
             job = Job.model_validate(values)
         except ValidationError as error:
-            found = [in_words(one) for one in error.errors(include_url=False)]
+            service = values.get("service")
+            protocol = service.get("protocol", "modelarts") if isinstance(service, dict) else None
+            found = [in_words(one, protocol) for one in error.errors(include_url=False)]
             self.problems += [(keys, said) for keys, said in found if keys not in blamed]
             return None
         if not blamed:

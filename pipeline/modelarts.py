@@ -20,7 +20,7 @@ from pipeline.status import Action, Fault, judge
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from schemas.job import ModelArtsOptions
+    from schemas.options import ModelArtsOptions
 
 
 class _Meta(Struct):

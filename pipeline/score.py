@@ -15,16 +15,16 @@ from pipeline.arrowtypes import types_of
 from pipeline.auth import open_auth
 from pipeline.caller import Caller
 from pipeline.columns import columns_of, encoder_of, wanted_of
-from pipeline.converse import Adapter, Setting
+from pipeline.converse import Setting
 from pipeline.course import Course, Told
 from pipeline.errors import BulkscoreError, Incomplete, JobError, Refused, StorageFailed
 from pipeline.heal import Healer, opened, sound
 from pipeline.ids import file_names, row_namer
 from pipeline.ledger import Receipts, read_stop, write_stop
-from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS, Block, Limits, pack
 from pipeline.places import shared_clock
 from pipeline.plan import Range
+from pipeline.protocols import adapter_of
 from pipeline.read import FILES, Reader, schema_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pipeline.columns import Columns
+    from pipeline.converse import Adapter
     from pipeline.heal import Old
     from pipeline.progress import Progress
     from schemas.job import Job
@@ -66,7 +67,7 @@ class Scorer:
         self.store = Store(job.output.path)
         self._receipts = Receipts(self.store)
         self._prediction = types_of(job.output.prediction, "output.prediction")
-        self._adapter: Adapter = ModelArts(job.service.options)
+        self._adapter = adapter_of(job.service)
         self._allowed = order.allowed
         several = job.runner.workers > 1 or job.runner.name != "local"
         self._trial = Trial(self.store, order.run) if several and order.probe else None

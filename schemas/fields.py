@@ -6,7 +6,7 @@ Values under `auth` and `headers` may be secrets: no message here shows one.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -22,6 +22,7 @@ from pydantic import (
 
 from schemas import values
 from schemas.secret import REFERENCE, Secret
+from schemas.template import template
 from schemas.values import Allowance, InvalidValueError, Rate
 
 if TYPE_CHECKING:
@@ -52,7 +53,12 @@ def marked(changes: Mark, description: str) -> FieldInfo:
 def _callable_url(value: str) -> bool:
     try:
         parts = urlsplit(value)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and " " not in value
+        return (
+            parts.scheme in {"http", "https", "ws", "wss"}
+            and bool(parts.hostname)
+            and parts.port != 0
+            and " " not in value
+        )
     except ValueError:
         return False
 
@@ -69,10 +75,7 @@ def _url(value: str) -> str:
 
 
 def _urls(value: object) -> tuple[str, ...]:
-    found = tuple(_url(one) for one in values.one_or_more(value))
-    if len(found) > 1:
-        raise InvalidValueError(f"{len(found)} URLs; allowed: one")
-    return found
+    return tuple(_url(one) for one in values.one_or_more(value))
 
 
 def _literal_or_reference(value: object) -> Secret | str:
@@ -106,11 +109,23 @@ def _headers(value: object) -> dict[str, Secret]:
     if not isinstance(value, dict):
         raise InvalidValueError("is not a mapping; allowed: header names with their values")
     for name in value:
-        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
-            raise InvalidValueError(f"{values.shown(name)} is not a header's name")
+        _header_name(name)
     if len({name.lower() for name in value}) < len(value):
         raise InvalidValueError("a header is given twice; upper and lower case are the same")
     return {name: _header(name, one) for name, one in value.items()}
+
+
+def _header_name(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", value):
+        raise InvalidValueError(f"{values.shown(value)} is not a header's name")
+    return value
+
+
+def _plain(value: object) -> str:
+    """Take ASCII text on one line, which may be empty or have space around it."""
+    if not isinstance(value, str) or not value.isascii() or (value and not value.isprintable()):
+        raise InvalidValueError(f"{values.shown(value)} is not text on one line, in ASCII")
+    return value
 
 
 def _header(name: str, value: object) -> Secret:
@@ -123,6 +138,18 @@ def _header(name: str, value: object) -> Secret:
 
 def _maybe_texts(value: object) -> tuple[str, ...]:
     return () if value in ([], ()) else values.texts(value)
+
+
+def _constants(value: object) -> dict[str, Any]:
+    """Take form fields: constants, or `{"$column": name}`."""
+    if not isinstance(value, dict):
+        raise InvalidValueError(f"{values.shown(value)} is not a mapping; allowed: names of fields with their values")
+    for name, one in value.items():
+        column = isinstance(one, dict) and list(one) == ["$column"] and isinstance(one["$column"], str)
+        if not (column or isinstance(one, str | int | float)):
+            allowed = 'text, a number, true, false, or {"$column": name}'
+            raise InvalidValueError(f"{values.shown(one)} is not allowed for {name!r}; allowed: {allowed}")
+    return value
 
 
 _TEXT = {"type": "string", "minLength": 1}
@@ -158,6 +185,7 @@ Params = Annotated[
 ]
 Flag = Annotated[bool, BeforeValidator(values.flag)]
 Count = Annotated[int, BeforeValidator(values.count), WithJsonSchema({"type": "integer", "minimum": 1})]
+MaybeCount = Annotated[int, BeforeValidator(values.maybe_count), WithJsonSchema({"type": "integer", "minimum": 0})]
 Rows = Annotated[
     int, BeforeValidator(values.rows), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 10_000})
 ]
@@ -174,6 +202,10 @@ Allowed = Annotated[Allowance, PlainValidator(Allowance.read), _AS_TEXT, _number
 Word = Annotated[Secret | str, PlainValidator(_literal_or_reference), _AS_TEXT, WithJsonSchema(_TEXT)]
 AuthUrl = Annotated[Secret | str, PlainValidator(_auth_url), _AS_TEXT, WithJsonSchema(_TEXT)]
 Hidden = Annotated[Secret, PlainValidator(_reference), _AS_TEXT, _ONE_REFERENCE]
+HeaderName = Annotated[str, BeforeValidator(_header_name), WithJsonSchema(_TEXT)]
+Plain = Annotated[str, BeforeValidator(_plain), WithJsonSchema({"type": "string"})]
+Form = Annotated[dict[str, Any], PlainValidator(_constants), WithJsonSchema({"type": "object"})]
+Template = Annotated[Any, BeforeValidator(template), WithJsonSchema({"type": ["object", "array"]})]
 Headers = Annotated[
     dict[str, Secret],
     PlainValidator(_headers),

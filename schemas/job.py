@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field
 
+from schemas.auth import Auth, NoAuth
 from schemas.fields import (
     Allowed,
-    AuthUrl,
     Character,
     Count,
     Duration,
     Encoding,
     Flag,
     Headers,
-    Hidden,
     Mark,
     MaybeCharacter,
     MaybeTexts,
@@ -40,9 +39,9 @@ from schemas.fields import (
     Text,
     Texts,
     Urls,
-    Word,
     marked,
 )
+from schemas.options import OptionsOfProtocol  # noqa: TC001 - pydantic reads it
 from schemas.values import Allowance
 
 if TYPE_CHECKING:
@@ -99,38 +98,6 @@ class Input(Part):
     ] = "null"
 
 
-class ModelArtsOptions(Part):
-    """The form of a ModelArts request."""
-
-    wrapper: Annotated[
-        Literal["data", "none"],
-        marked("answers", "`data`: rows under data.req_data; `none`: under req_data (XGBoost-type models)."),
-    ] = "data"
-    meta: Annotated[Flag, marked("answers", "Whether meta.uuid is sent.")] = True
-
-
-class NoAuth(Part):
-    """Nothing is asked for: a high-speed VPC channel, or a local server."""
-
-    type: Annotated[Literal["none"], marked("place", "How the service lets us in.")] = "none"
-
-
-class TokenAuth(Part):
-    """An IAM token: asked for with a password and a project, or given. `None` is what the job does not need."""
-
-    type: Annotated[Literal["token"], marked("place", "How the service lets us in.")] = "token"
-    auth_url: Annotated[AuthUrl | None, marked("place", "IAM endpoint, ends in /v3; default: OS_AUTH_URL.")] = None
-    user: Annotated[Word | None, marked("place", "IAM user name; default: OS_USERNAME.")] = None
-    domain: Annotated[Word | None, marked("place", "The user's domain (account); default: OS_USER_DOMAIN_NAME.")] = None
-    project: Annotated[Word | None, marked("place", "Project name; default: OS_PROJECT_NAME.")] = None
-    project_id: Annotated[Word | None, marked("place", "Project ID, instead of a name; default: OS_PROJECT_ID.")] = None
-    password: Annotated[Hidden | None, marked("place", "Reference to the password; default: OS_PASSWORD.")] = None
-    token: Annotated[Hidden | None, marked("place", "Reference to a token, used as given.")] = None
-
-
-Auth = Annotated[NoAuth | TokenAuth, Field(discriminator="type")]
-
-
 class Tls(Part):
     """Whom to trust, and who we are."""
 
@@ -153,9 +120,17 @@ class Limits(Part):
 class Service(Part):
     """What is called, and how."""
 
-    url: Annotated[Urls, marked("place", "The full URL to call, custom path included.")]
-    protocol: Annotated[Literal["modelarts"], marked("answers", "The form of requests and replies.")] = "modelarts"
-    options: Annotated[ModelArtsOptions, Field(description="Options of the protocol.")] = ModelArtsOptions()
+    url: Annotated[Urls, marked("place", "The full URL to call, custom path included; or a list to balance over.")]
+    protocol: Annotated[
+        Literal["modelarts", "file", "json"], marked("answers", "The form of requests and replies.")
+    ] = "modelarts"
+    transport: Annotated[
+        Literal["http", "sse", "websocket"] | None,
+        marked("place", "How requests travel; default: websocket for ws:// and wss://, else http."),
+    ] = None
+    options: Annotated[OptionsOfProtocol, Field(description="Options of the protocol.", validate_default=True)] = Field(
+        default_factory=dict
+    )  # type: ignore[assignment] # the protocol's own are made of it
     version: Annotated[Text | None, marked("answers", "A label of the deployed model: a new one, new answers.")] = None
     auth: Annotated[Auth, Field(description="How the service lets us in; default: it asks for nothing.")] = NoAuth()
     headers: Annotated[Headers, marked("place", "Extra request headers; values may be references.")] = Field(
@@ -163,6 +138,11 @@ class Service(Part):
     )
     tls: Annotated[Tls, Field(description="Whom to trust, and who we are.")] = Tls()
     limits: Annotated[Limits, Field(description="What one request, and the service, can take.")] = Limits()
+
+    @property
+    def way(self) -> Literal["http", "sse", "websocket"]:
+        """The transport, where none is named by the URL."""
+        return self.transport or ("websocket" if self.url[0].startswith("ws") else "http")
 
 
 class Output(Part):

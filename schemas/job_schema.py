@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from schemas.fields import Part
 from schemas.job import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _SUBSTITUTED: Final = {"type": "string", "pattern": r"\$\{[^}]+\}"}
 _NULL: Final = {"type": "null"}
@@ -14,11 +17,17 @@ _NULL: Final = {"type": "null"}
 def json_schema() -> dict[str, Any]:
     """Describe every key: what it takes, what it is for, what its change changes. Always the same."""
     schema = Job.model_json_schema()
-    defaults = {part.__name__: part.model_construct().model_dump(mode="json") for part in Part.__subclasses__()}
+    defaults = {part.__name__: part.model_construct().model_dump(mode="json", warnings=False) for part in _parts(Part)}
     for title, part in (("Job", schema), *schema["$defs"].items()):
         for name, field in part["properties"].items():
             part["properties"][name] = _as_written(field, defaults[title].get(name))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "bulkscore job file"}
+
+
+def _parts(part: type[Part]) -> Iterator[type[Part]]:
+    for one in part.__subclasses__():
+        yield one
+        yield from _parts(one)
 
 
 def _as_written(field: dict[str, Any], default: object) -> dict[str, Any]:

@@ -130,6 +130,14 @@ def count(value: object) -> int:
     return number
 
 
+def maybe_count(value: object) -> int:
+    """Read a whole number, 0 or more."""
+    number = _whole(value)
+    if number is None or number < 0:
+        raise InvalidValueError(f"{shown(value)} is not allowed; allowed: a whole number, 0 or more")
+    return number
+
+
 def rows(value: object) -> int:
     """Read the rows of one request: 1 to 10000."""
     number = _whole(value)

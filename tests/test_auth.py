@@ -22,7 +22,7 @@ from pipeline import auth as auth_module
 from pipeline.auth import IamUnavailable, open_auth
 from pipeline.errors import JobError, Refused
 from pipeline.iam import Token, account_of, ask
-from schemas.job import NoAuth, TokenAuth
+from schemas.auth import NoAuth, TokenAuth
 
 PASSWORD = "pass-word-9831"
 HEADER = "X-Auth-Token"
@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from pipeline.auth import open_auth
-from schemas.job import TokenAuth
+from schemas.auth import TokenAuth
 
 folder, seconds, values = Path(sys.argv[1]), float(sys.argv[2]), json.loads(sys.argv[3])
 auth = open_auth(TokenAuth(**values), cache_dir=folder)

@@ -29,7 +29,8 @@ from pipeline.progress import Progress
 from pipeline.stopping import Stopped, Stopping
 from pipeline.transport import NoReply, Reply
 from schemas.job import Limits as ServiceLimits
-from schemas.job import ModelArtsOptions, Retry
+from schemas.job import Retry
+from schemas.options import ModelArtsOptions
 
 URL = "http://127.0.0.1:9/v1/infers/iris"
 MODEL = ModelArts(ModelArtsOptions())

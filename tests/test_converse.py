@@ -18,7 +18,8 @@ from pipeline.ids import row_namer
 from pipeline.modelarts import ModelArts
 from pipeline.pack import Block, Limits, pack
 from pipeline.status import Action, Fault
-from schemas.job import ModelArtsOptions, Retry
+from schemas.job import Retry
+from schemas.options import ModelArtsOptions
 
 URL = "https://host/v1/infers/ID"
 FIRST = 100

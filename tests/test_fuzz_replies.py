@@ -19,7 +19,7 @@ import jobs
 from pipeline.modelarts import ModelArts
 from pipeline.retry import MAX_RETRY_AFTER, retry_after
 from pipeline.status import Action, Fault, judge
-from schemas.job import ModelArtsOptions
+from schemas.options import ModelArtsOptions
 
 ROWS = 4
 UUID = "10eb0091-887f-4839-9929-cbc884f1e20e"

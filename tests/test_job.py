@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from pipeline.errors import JobError
 from pipeline.jobfile import changed_answers, fingerprint, json_schema, load, missing_secrets, resolved
 from schemas import values
-from schemas.job import Job, TokenAuth, leaves, marks
+from schemas.auth import TokenAuth
+from schemas.job import Job, leaves, marks
 from schemas.secret import Secret, Unresolved, reveal
 from schemas.values import Allowance, InvalidValueError, Rate
 

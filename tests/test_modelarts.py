@@ -12,7 +12,7 @@ from pipeline.ids import row_namer
 from pipeline.modelarts import ModelArts
 from pipeline.pack import Block, Limits, pack
 from pipeline.status import Action, Fault
-from schemas.job import ModelArtsOptions
+from schemas.options import ModelArtsOptions
 
 UUID = "10eb0091-887f-4839-9929-cbc884f1e20e"
 OTHER = "00000000-887f-4839-9929-cbc884f1e20e"

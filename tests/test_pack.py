@@ -15,7 +15,7 @@ from pipeline.encode import Encoded, RowEncoder
 from pipeline.ids import request_uuid, row_namer
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_REFUSED_BYTES, MAX_ROWS, Block, Limits, pack
-from schemas.job import ModelArtsOptions
+from schemas.options import ModelArtsOptions
 
 FIRST = 1000
 SCHEMA = pa.schema(

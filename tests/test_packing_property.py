@@ -25,7 +25,7 @@ from pipeline.encode import RowEncoder
 from pipeline.ids import row_namer
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS, Block, Limits, pack
-from schemas.job import ModelArtsOptions
+from schemas.options import ModelArtsOptions
 
 FIRST = 1000
 FORMS = [{"meta": meta, "wrapper": wrapper} for meta in (True, False) for wrapper in ("data", "none")]

@@ -25,7 +25,7 @@ from pipeline.pack import Block, Limits, pack
 from pipeline.plan import Range
 from pipeline.storage import Store
 from pipeline.write import RangeWriter
-from schemas.job import ModelArtsOptions
+from schemas.options import ModelArtsOptions
 from schemas.plan import Source, Work
 from schemas.tables import Attempt
 

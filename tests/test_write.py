@@ -26,7 +26,7 @@ from pipeline.plan import Range, counting, subtract
 from pipeline.status import Action, Fault
 from pipeline.storage import Store
 from pipeline.write import OBJECT_SECONDS, RangeWriter
-from schemas.job import ModelArtsOptions
+from schemas.options import ModelArtsOptions
 from schemas.plan import NO_END, Source, Work
 from schemas.tables import Attempt
 

@@ -1,0 +1,68 @@
+"""Templates of JSON bodies: which columns stand where, and that nothing in them is a slip.
+
+{"$column": name}   the column's value          {"$base64": name}   its bytes, or its text's, as base64
+{"$rows": template} a list with one such template per row; at most once, and never inside itself
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from schemas.values import InvalidValueError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COLUMN: Final = "$column"
+BASE64: Final = "$base64"
+ROWS: Final = "$rows"
+MARKS: Final = (COLUMN, BASE64, ROWS)
+
+
+def template(value: object) -> object:
+    """Take a template with at least one column in it."""
+    found = list(_marks(value))
+    rows = [inner for mark, inner in found if mark == ROWS]
+    if len(rows) > 1:
+        raise InvalidValueError(f"{ROWS} is in it {len(rows)} times; allowed: once, and not inside itself")
+    if rows and not any(True for _ in _marks(rows[0])):
+        raise InvalidValueError(f"no column in {ROWS}; allowed: " + '{"$rows": {"x": {"$column": "x"}}}')
+    outside = len(found) - 1 - len(list(_marks(rows[0]))) if rows else 0
+    if outside:
+        raise InvalidValueError(f"a column outside of {ROWS}, where there is no row; put it inside")
+    if not found:
+        raise InvalidValueError('no column in it; allowed: JSON with {"$column": name} or {"$base64": name}')
+    return value
+
+
+def columns(value: object) -> tuple[str, ...]:
+    """Name the columns of a template, each once, as they come."""
+    return tuple(dict.fromkeys(inner for mark, inner in _marks(value) if mark != ROWS))
+
+
+def one_row(value: object) -> bool:
+    """Whether the template takes one row only: there is no `$rows` in it."""
+    return all(mark != ROWS for mark, _ in _marks(value))
+
+
+def mark_of(value: object) -> tuple[str, Any] | None:
+    """Return which mark a value is, and what it marks; None for what stands as it is."""
+    if not isinstance(value, dict) or not any(isinstance(key, str) and key.startswith("$") for key in value):
+        return None
+    [(key, inner), *others] = value.items()
+    if others or key not in MARKS:
+        raise InvalidValueError(f"{shown(value)} is not allowed; allowed: one of {', '.join(MARKS)}, alone")
+    if key != ROWS and not isinstance(inner, str):
+        raise InvalidValueError(f"{key}: {shown(inner)} is not the name of a column; put it in quotes")
+    return key, inner
+
+
+def _marks(value: object) -> Iterator[tuple[str, Any]]:
+    found = mark_of(value)
+    if found:
+        yield found
+        if found[0] == ROWS:
+            yield from _marks(found[1])
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _marks(one)
