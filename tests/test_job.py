@@ -23,8 +23,8 @@ from schemas import values
 from schemas.auth import TokenAuth
 from schemas.job import Job, leaves, marks
 from schemas.options import JsonOptions
-from schemas.template import columns, one_row
 from schemas.secret import Secret, Unresolved, reveal
+from schemas.template import columns, one_row
 from schemas.values import Allowance, InvalidValueError, Rate
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +95,11 @@ ENCODING = "allowed: a text encoding's name, such as utf-8, utf-16, cp1252, lati
 ONE_LINE = "has more than one line or control characters; allowed: one line of text"
 OURS = "prediction, source, source_row, row_uuid, request_uuid, request_row, attempts, latency_ms, scored_at"
 SERVICE_KEYS = "url, protocol, transport, options, version, auth, headers, tls, limits"
+AUTH_TYPES = "none, token, aksk, app-code, app-key, api-key"
+FORM_VALUES = 'allowed: text, a number, true, false, or {"$column": name}'
+ALONE = "allowed: one of $column, $base64, $rows, alone"
+SIGNED = "allowed: at most 12MB, or another auth.type"
+FILE_KEYS = "field, form, part_type, content"
 TRANSPORT_KEYS = "events, message, greeting"
 AUTH_KEYS = (
     "type, auth_url, user, domain, project, project_id, password, token, access_key, secret_key, security_token, code, "
@@ -192,10 +197,10 @@ WRONG_VALUES = [
 # The same, where the blame falls on another key than the one that was set.
 WRONG_ELSEWHERE = [
     ({"params": "{a: [1]}"}, "params.a: [1] is not text"),
-    ({"service.auth": "{}"}, "service.auth.type: missing; allowed: none, token, aksk, app-code, app-key, api-key"),
+    ({"service.auth": "{}"}, f"service.auth.type: missing; allowed: {AUTH_TYPES}"),
     (
         {"service.auth": "{type: tokn}"},
-        "service.auth.type: 'tokn' is not allowed; did you mean 'token'? allowed: none, token, aksk, app-code, app-key, api-key",
+        f"service.auth.type: 'tokn' is not allowed; did you mean 'token'? allowed: {AUTH_TYPES}",
     ),
     ({"service.auth": "{type: none, user: hunter2}"}, "service.auth.user: unknown key; allowed: type"),
     (
@@ -810,12 +815,11 @@ def test_a_job_and_its_parts_cannot_be_changed(make):
         ({"service.protocol": "file"}, "service.options.field: missing; required: The input's name, such as images"),
         (
             {"service.protocol": "file", "service.options": "{field: images, feld: images}"},
-            f"service.options.feld: unknown key; did you mean 'field'? allowed: field, form, part_type, content, {TRANSPORT_KEYS}",
+            f"service.options.feld: unknown key; did you mean 'field'? allowed: {FILE_KEYS}, {TRANSPORT_KEYS}",
         ),
         (
             {"service.protocol": "file", "service.options": "{field: images, form: {a: [1]}}"},
-            "service.options.form: [1] is not allowed for 'a'; allowed: text, a number, true, false, or "
-            '{"$column": name}',
+            "service.options.form: [1] is not allowed for 'a'; " + FORM_VALUES,
         ),
         (
             {"service.protocol": "file", "service.options": "{field: images}", "service.limits.rows": "2"},
@@ -831,11 +835,11 @@ def test_a_job_and_its_parts_cannot_be_changed(make):
         ),
         (
             {"service.protocol": "json", "service.options": "{body: {a: {$colum: x}}}"},
-            "service.options.body: {'$colum': 'x'} is not allowed; allowed: one of $column, $base64, $rows, alone",
+            "service.options.body: {'$colum': 'x'} is not allowed; " + ALONE,
         ),
         (
             {"service.protocol": "json", "service.options": "{body: {a: {$column: x, b: 1}}}"},
-            "service.options.body: {'$column': 'x', 'b': 1} is not allowed; allowed: one of $column, $base64, $rows, alone",
+            "service.options.body: {'$column': 'x', 'b': 1} is not allowed; " + ALONE,
         ),
         (
             {"service.protocol": "json", "service.options": "{body: {a: {$column: 5}}}"},
@@ -866,8 +870,7 @@ def test_a_job_and_its_parts_cannot_be_changed(make):
                 "service.auth": "{type: aksk, access_key: AK, secret_key: '${env:SK}'}",
                 "service.limits.body": "12000001",
             },
-            "service.limits.body: 12000001 bytes are more than the gateway takes with an AK/SK signature; "
-            "allowed: at most 12MB, or another auth.type",
+            "service.limits.body: 12000001 bytes are more than the gateway takes with an AK/SK signature; " + SIGNED,
         ),
     ],
 )
