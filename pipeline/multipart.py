@@ -110,7 +110,8 @@ class FormEncoder:
         for field, given in self._form.items():
             texts = [given] * rows if isinstance(given, str) else map(text_of, self._values(*given, batch, refused))
             for fields, text in zip(forms, texts, strict=True):
-                fields += [] if text is None else [(field, text)]
+                if text is not None:
+                    fields.append((field, text))
         for position, content in enumerate(contents):
             if content is None:
                 refused.setdefault(position, f"{self._content} is null")

@@ -90,15 +90,20 @@ class Template:
             found = self._found(body)
         except UNREADABLE as error:
             return misfit(status, f"the reply cannot be read: {error}")
-        except ValueError as error:  # what JMESPath raises is one
+        except (ValueError, TypeError) as error:  # what JMESPath raises, or an expression that it found
             return misfit(status, f"{self._told}: {str(error).partition(chr(10))[0]}")
         if found is None:
             return misfit(status, f"{self._told} finds nothing in {_beginning(body)}")
-        return texts(status, [json_of(found)]) if self._alone else self._each(found, body, status=status, rows=rows)
+        return texts(status, [found]) if self._alone else self._each(found, body, status=status, rows=rows)
 
     def _found(self, body: bytes) -> Any:
-        """Return what the path finds, or a whole reply's items."""
-        return self._path.search(msgspec.json.decode(body)) if self._path else _LIST.decode(body)
+        """Return what the path finds as JSON, or a whole reply's items; of a list for many rows, the JSON of each."""
+        if not self._path:
+            return _LIST.decode(body)
+        found = self._path.search(msgspec.json.decode(body))
+        if isinstance(found, list) and not self._alone:
+            return [Raw(json_of(one)) for one in found]
+        return None if found is None else Raw(json_of(found))
 
     def _each(self, found: Any, body: bytes, *, status: int, rows: int) -> pa.Array[Any] | Fault:
         """Return the items of the list that was found, one a row."""
@@ -106,7 +111,7 @@ class Template:
             return misfit(status, f"{self._told} finds no list in {_beginning(body)}")
         if len(found) != rows:
             return misfit(status, f"{rows} rows were sent, {len(found)} answers came back")
-        return texts(status, [one if isinstance(one, Raw) else json_of(one) for one in found])
+        return texts(status, found)
 
 
 class TemplateEncoder:
