@@ -34,6 +34,7 @@ class Call:
     body: bytes
     arrived: float
     left: float | None = None
+    method: str = "POST"
 
     @property
     def rows(self) -> list[dict[str, object]]:
@@ -69,9 +70,11 @@ class Service:
     url: str = ""
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def take(self, headers: Mapping[str, str], body: bytes) -> tuple[Call, tuple[int, Mapping[str, str], bytes]]:
+    def take(
+        self, headers: Mapping[str, str], body: bytes, method: str = "POST"
+    ) -> tuple[Call, tuple[int, Mapping[str, str], bytes]]:
         """Note a request, and answer it."""
-        call = Call(dict(headers), body, time.monotonic())
+        call = Call(dict(headers), body, time.monotonic(), method=method)
         with self.changed:
             self.calls.append(call)
             self.in_flight += 1
@@ -156,12 +159,14 @@ def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            _, (status, headers, content) = service.take(self.headers, body)
+            _, (status, headers, content) = service.take(self.headers, body, self.command)
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)
+
+        do_PUT = do_POST  # noqa: N815 - as the library has it
 
         def log_message(self, *_: object) -> None:
             pass

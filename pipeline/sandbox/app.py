@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route, Router
 
+from pipeline.sandbox.digits import Digits
 from pipeline.sandbox.iam import Denied, authenticate, document
 from pipeline.sandbox.infer import Service, World
 from pipeline.sandbox.iris import Iris
@@ -54,6 +55,7 @@ def build(options: Options) -> ASGIApp:
         Route("/v1/infers/iris", iris),
         Route("/v1/infers/iris/predictions/iris", iris),
         Route("/v1/infers/iris-xgb", Service(world, Iris(wrapped=False))),
+        Route("/v1/infers/digits", Service(world, Digits())),
         Route("/v3/auth/tokens", Endpoint("POST", _token_endpoint(world))),
         Route("/stats", Endpoint("GET", _stats_endpoint(world))),
         Route("/healthz", Endpoint("GET", _healthz)),
