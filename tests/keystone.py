@@ -33,7 +33,7 @@ SETTINGS = """
     [identity]
     password_hash_rounds = 4
     [cache]
-    enabled = false
+    backend = dogpile.cache.memory
     [token]
     expiration = {seconds}
 """
