@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final, get_args
 
 from pipeline.jobyaml import Keys
-from schemas.auth import AUTHS, AkSkAuth, TokenAuth
+from schemas.auth import AUTHS, AkSkAuth, AppKeyAuth, TokenAuth
 from schemas.job import OUR_COLUMNS, InputFormat, Job, leaves
 from schemas.options import OPTIONS, FileOptions, ModelArtsOptions, Options
 from schemas.template import one_row
@@ -182,8 +182,8 @@ def _rate(job: Job) -> Iterator[Problem]:
 
 
 def _signed(job: Job) -> Iterator[Problem]:
-    if isinstance(job.service.auth, AkSkAuth) and job.service.limits.body > SIGNED_BODY:
-        why = f"{job.service.limits.body} bytes are more than the gateway takes with an AK/SK signature"
+    if isinstance(job.service.auth, AkSkAuth | AppKeyAuth) and job.service.limits.body > SIGNED_BODY:
+        why = f"{job.service.limits.body} bytes are more than the gateway takes with a signature"
         yield ("service", "limits", "body"), f"{why}; allowed: at most {SIGNED_BODY // 10**6}MB, or another auth.type"
 
 
