@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from pipeline.pack import Limits as Bounds
     from pipeline.progress import Progress
     from pipeline.stopping import Stopping
-    from pipeline.transport import Reply, Transport
+    from pipeline.transport import Reply
+    from pipeline.ways import Way
     from schemas.job import Limits
 
 BUDGET_BYTES: Final = 96_000_000
@@ -85,7 +86,7 @@ class Caller:
         self,
         setting: Setting,
         *,
-        transport: Transport,
+        transport: Way,
         auth: Auth,
         headers: Mapping[str, str],
         limits: Limits,
@@ -280,8 +281,9 @@ class Caller:
             self._places.leave(trip)
             headers = {**self._headers, **trace(chunk.uuid), **credentials}
             reply = self._transport.post(
-                self._setting.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline
+                self._setting.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline, uuid=chunk.uuid
             )
+        trip.uuid = chunk.uuid
         trip.seconds, trip.rows, trip.size = reply.seconds, len(chunk), len(chunk.body)
         trip.late = reply.kind == "timeout" if isinstance(reply, NoReply) else reply.status == GATEWAY_TIMEOUT
         if isinstance(reply, NoReply):
@@ -311,6 +313,7 @@ class Caller:
             self._budget.seen(reply, rows)
 
     def _failed(self, trip: Trip, fault: Fault) -> None:
+        self._transport.settle(trip.uuid, fits=False)
         with self._changed:
             if trip.sent and fault.action is Action.TIMEOUT:
                 self._sizing.late(trip.rows)
@@ -319,6 +322,7 @@ class Caller:
         self._places.failed(trip, fault, by_the_model=of_content(fault))
 
     def _succeeded(self, trip: Trip) -> None:
+        self._transport.settle(trip.uuid, fits=True)
         with self._changed:
             self._sizing.answered(trip.rows, trip.size, trip.seconds)
         self._places.succeeded(trip)

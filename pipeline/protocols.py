@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import jmespath
+
 from pipeline.modelarts import ModelArts
+from schemas.options import JsonOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,4 +23,17 @@ ADAPTERS: Final[Mapping[str, Callable[[Any], Adapter]]] = {
 
 def adapter_of(service: Service) -> Adapter:
     """Return what speaks the job's protocol."""
-    return ADAPTERS[service.protocol](service.options)
+    options = service.options
+    if picker_of(service) and isinstance(options, JsonOptions):  # the answer is found in each event, and joined
+        options = options.model_copy(update={"answer": None})
+    return ADAPTERS[service.protocol](options)
+
+
+def picker_of(service: Service) -> Callable[[Any], Any] | None:
+    """Return what finds a piece of the answer in an event, where pieces are joined and the job says how."""
+    options = service.options
+    joined = service.way == "sse" and options.events in {None, "joined"}
+    if not (joined and isinstance(options, JsonOptions) and options.answer):
+        return None
+    search: Callable[[Any], Any] = jmespath.compile(options.answer).search
+    return search
