@@ -11,10 +11,13 @@ from pipeline.encode import RowEncoder
 from pipeline.errors import JobError
 from pipeline.globs import folders
 from pipeline.pieces import Wanted
+from pipeline.protocols import adapter_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pipeline.converse import Adapter
+    from pipeline.encode import Encoder
     from schemas.job import Job
 
 TYPELESS = frozenset({"csv", "jsonl"})
@@ -43,13 +46,18 @@ def check_columns(job: Job, schema: pa.Schema, uri: str) -> None:
     """See that an input file has the columns that the job names, each once. Raises JobError where it has not."""
     said = folders(uri)
     names = [*schema.names, *(name for name in said if name not in schema.names)]
-    for key, wanted in {"send": job.input.send or (), "keep": job.input.keep, "columns": job.input.columns}.items():
+    adapter = adapter_of(job.service)
+    for key, wanted in {
+        **adapter.named(job.input),
+        "input.keep": job.input.keep,
+        "input.columns": job.input.columns,
+    }.items():
         for name in wanted:
             if name not in names:
-                raise JobError(f"input.{key}: {uri} has no column {name!r}; it has: {', '.join(names)}")
+                raise JobError(f"{key}: {uri} has no column {name!r}; it has: {', '.join(names)}")
             if name in said and name in schema.names:
-                raise JobError(f"input.{key}: {name!r} is a column of {uri} and one of its folders; rename one of them")
-    for name in (*(job.input.send or schema.names), *job.input.keep, *job.input.columns):
+                raise JobError(f"{key}: {name!r} is a column of {uri} and one of its folders; rename one of them")
+    for name in (*adapter.columns(job.input, schema.names), *job.input.keep, *job.input.columns):
         if schema.names.count(name) > 1:
             raise JobError(f"input.path: {uri} has more than one column {name!r}; give each a name of its own")
 
@@ -59,21 +67,21 @@ def columns_of(job: Job, schema: pa.Schema) -> Columns:
 
     Raises JobError for a type that has no JSON form, and for two names that collide.
     """
-    send = job.input.send or tuple(name for name in schema.names if name not in job.input.keep)
+    send = adapter_of(job.service).columns(job.input, schema.names)
     for name in dict.fromkeys((*send, *job.input.keep, *job.input.columns)):
         if name not in schema.names:
             schema = schema.append(pa.field(name, pa.string()))
     for name, kind in types_of(job.input.columns).items():
         schema = schema.set(schema.get_field_index(name), pa.field(name, kind))
     columns = Columns(schema, send, job.input.keep)
-    encoder_of(job, columns)
+    encoder_of(job, columns)  # it refuses what cannot be sent
     RowEncoder(columns.kept, columns.keep, rename={}, key="input.keep")
     return columns
 
 
-def encoder_of(job: Job, columns: Columns) -> RowEncoder:
-    """Return what encodes this job's rows. Raises JobError for a type that has no JSON form."""
-    return RowEncoder(columns.schema, columns.send, rename=job.input.rename, reject_nan=job.input.nan == "reject")
+def encoder_of(job: Job, columns: Columns, adapter: Adapter | None = None) -> Encoder:
+    """Return what encodes this job's rows, for the adapter that sends them. Raises JobError for a type without form."""
+    return (adapter or adapter_of(job.service)).encoder(job.input, columns.schema, columns.send)
 
 
 def wanted_of(job: Job, columns: Columns) -> Wanted:
@@ -86,5 +94,5 @@ def fixed(job: Job, columns: Mapping[str, str]) -> Job:
     """Return the job as its workers see it: what it sends by default, and types where files have none, as planned."""
     declared = job.input.columns
     types = {**columns, **declared} if job.input.format in TYPELESS else declared
-    send = job.input.send or tuple(name for name in columns if name not in job.input.keep)
+    send = adapter_of(job.service).columns(job.input, tuple(columns))
     return job.model_copy(update={"input": job.input.model_copy(update={"columns": types, "send": send})})

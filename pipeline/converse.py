@@ -16,13 +16,14 @@ from pipeline.status import Action, Fault
 from schemas.tables import Attempt, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from random import Random
 
     import pyarrow as pa
 
+    from pipeline.encode import Encoder
     from pipeline.pack import Chunk, Frame, Limits
-    from schemas.job import Retry
+    from schemas.job import Input, Retry
 
 
 class Adapter(Protocol):
@@ -31,6 +32,23 @@ class Adapter(Protocol):
     @property
     def content_type(self) -> str:
         """The body's media type."""
+
+    @property
+    def method(self) -> str:
+        """The HTTP method."""
+
+    @property
+    def most_rows(self) -> int:
+        """How many rows a request may have at the most."""
+
+    def named(self, given: Input) -> Mapping[str, Sequence[str]]:
+        """Return the columns that every input file must have to be sent, by the key of the job file that names them."""
+
+    def columns(self, given: Input, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the columns that are sent, where the input's files have columns with these names."""
+
+    def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> Encoder:
+        """Return what encodes rows, of which the columns `send` are sent. Raises JobError for a type without a form."""
 
     def frame(self, uuid: str) -> tuple[bytes, bytes]:
         """Return what stands before and behind the comma-separated rows; the same lengths for every uuid."""

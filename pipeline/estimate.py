@@ -10,8 +10,7 @@ from pipeline.changes import changed, own
 from pipeline.columns import columns_of, encoder_of, fixed, wanted_of
 from pipeline.gather import draft
 from pipeline.ledger import Receipts, read_plans
-from pipeline.pack import MAX_ROWS
-from pipeline.protocols import adapter_of
+from pipeline.protocols import adapter_of, most_rows
 from pipeline.read import Reader, schema_of
 from pipeline.storage import Store, open_stream, packed_share
 from schemas.plan import NO_END
@@ -102,7 +101,8 @@ def _sample(job: Job, todo: list[Work], store: Store, new: NewPlan | None) -> _S
         return _Sample()
     work = todo[0]
     if new and work.source.uri in new.listings:  # it is not written yet, and files may be large
-        return _Sample(sent=4 / 3 * work.source.size / max(1, work.source.rows or 0))
+        share = 1 if job.service.protocol == "file" else 4 / 3  # base64
+        return _Sample(sent=share * work.source.size / max(1, work.source.rows or 0))
     columns = columns_of(job, schema_of(work.source, job.input, types_of(job.input.columns)))
     with closing(Reader(wanted_of(job, columns), store)) as reader:
         data = next((batch.data for batch in reader.read(work, work.start, work.stop)), None)
@@ -126,6 +126,6 @@ def _requests(job: Job, rows: list[int], row_bytes: float) -> tuple[int, int]:
     envelope = sum(map(len, adapter_of(job.service).frame("0" * 36)))
     limits = job.service.limits
     fitting = int((limits.body - envelope + 1) / row_bytes) if row_bytes else 1
-    most = max(1, min(limits.rows or MAX_ROWS, fitting))
+    most = max(1, min(most_rows(job.service), fitting))
     requests = sum(-(-count // most) for count in rows)
     return requests, int(requests * envelope + row_bytes * sum(rows))

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv, types
 
-from pipeline.encode import RowEncoder
+from pipeline.encode import RowEncoder, text_of
 from pipeline.errors import JobError
 from pipeline.jsonform import form_of
 from schemas.tables import RESULT_FIELDS
@@ -39,8 +39,6 @@ _UNREADABLE: Final = (
     *(pa.ArrowException, plain_csv.Error, msgspec.DecodeError, UnicodeDecodeError),
     *(KeyError, OverflowError, RecursionError),
 )
-
-_encoder: Final = msgspec.json.Encoder(decimal_format="number")
 
 
 class Writer(Protocol):
@@ -156,20 +154,10 @@ def _cells_of(kind: pa.DataType) -> Callable[[Any], Any]:
     bare = types.is_floating(kind) or types.is_decimal(kind) or types.is_temporal(kind) or types.is_null(kind)
 
     def cells(column: Any) -> Any:
-        texts = pa.array([_text(value) for value in form(column).values], pa.string())
+        texts = pa.array([text_of(value) for value in form(column).values], pa.string())
         return texts if bare else _quoted(texts)
 
     return cells
-
-
-def _text(value: object) -> str | None:
-    """Return a value as it stands in JSON, text without its quotes; null, which NaN becomes, is None."""
-    if value is None or isinstance(value, str):
-        return value
-    text = _encoder.encode(value).decode()
-    if text.startswith('"'):  # bytes as base64, or a UUID: nothing in it is escaped
-        return text[1:-1]
-    return None if text == "null" else text
 
 
 def _quoted(texts: Any) -> Any:

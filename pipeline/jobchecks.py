@@ -216,6 +216,13 @@ def _chosen(job: Job) -> Iterator[Problem]:
         )
 
 
+def _boundary(job: Job) -> Iterator[Problem]:
+    for name in job.service.headers if job.service.protocol == "file" else ():
+        if name.lower() == "content-type":
+            mend = "leave it out; for the type of the file there is service.options.part_type"
+            yield ("service", "headers", name), f"protocol file has one of its own, with the form's boundary; {mend}"
+
+
 def _tls(job: Job) -> Iterator[Problem]:
     if job.service.tls.key is not None and job.service.tls.cert is None:
         yield ("service", "tls", "cert"), "missing; required with service.tls.key"
@@ -239,6 +246,7 @@ _CHECKS: Final[tuple[Callable[[Job], Iterator[Problem]], ...]] = (
     _signed,
     _transport,
     _chosen,
+    _boundary,
     _tls,
     _paths,
 )

@@ -102,7 +102,7 @@ def _map(kind: Any, within: Inner) -> Form:
         columns = [keys(entries.field(0)), items(entries.field(1))]
         return rows_of(lambda *pair: pair, ["", ""], columns, len(entries))
 
-    named = _is_text(kind.key_type)
+    named = is_text(kind.key_type)
     return lambda column: _named(_cut(column, pairs)) if named else _cut(column, pairs)
 
 
@@ -217,11 +217,20 @@ def _valid(column: Any) -> npt.NDArray[np.bool_]:
     return np.asarray(column.is_valid())
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
     """Whether values of a type are text, however they are stored."""
+    return _is_some(_TEXTS, kind)
+
+
+def is_bytes(kind: Any) -> bool:
+    """Whether values of a type are bytes, however they are stored."""
+    return _is_some(_BYTES, kind)
+
+
+def _is_some(allowed: Sequence[Callable[[Any], bool]], kind: Any) -> bool:
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
-        return _is_text(kind.value_type)
-    return any(holds(kind) for holds in _TEXTS)
+        return _is_some(allowed, kind.value_type)
+    return any(holds(kind) for holds in allowed)
 
 
 def _is(name: str) -> Callable[[Any], bool]:
@@ -231,15 +240,14 @@ def _is(name: str) -> Callable[[Any], bool]:
 
 _TEXTS: Final = (types.is_string, types.is_large_string, types.is_string_view)
 
+_BYTES: Final = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
+
 _LEAVES: Final[Sequence[tuple[Callable[[Any], bool], Form]]] = (
     (types.is_floating, leaves.floats),
     (types.is_integer, leaves.exact),
     (types.is_boolean, leaves.exact),
     *((holds, leaves.text) for holds in _TEXTS),
-    (types.is_binary, leaves.objects),
-    (types.is_large_binary, leaves.objects),
-    (types.is_fixed_size_binary, leaves.objects),
-    (types.is_binary_view, leaves.objects),
+    *((holds, leaves.objects) for holds in _BYTES),
     (types.is_decimal, leaves.objects),
     (types.is_null, leaves.objects),
     (types.is_timestamp, leaves.instants),

@@ -7,19 +7,23 @@ must have one entry a row: nowhere does the platform promise it, so it is checke
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-import pyarrow as pa
-from msgspec import DecodeError, Raw, Struct
+from msgspec import Raw, Struct
 from msgspec.json import Decoder
 
-from pipeline.status import Action, Fault, judge
+from pipeline.encode import RowEncoder, data_columns
+from pipeline.pack import MAX_ROWS
+from pipeline.replies import OK, UNREADABLE, misfit, texts, unfit
+from pipeline.status import judge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    import pyarrow as pa
+
+    from pipeline.status import Fault
+    from schemas.job import Input
     from schemas.options import ModelArtsOptions
 
 
@@ -40,24 +44,32 @@ class _Bare(_Rows):
     meta: _Meta | str | None = None
 
 
-class _Erring(Struct):
-    erno: str | None = None
-
-
 _WRAPPED: Final = Decoder(_Wrapped)
 _BARE: Final = Decoder(_Bare)
-_ERRING: Final = Decoder(_Erring)
-_UNREADABLE: Final = (DecodeError, UnicodeDecodeError, RecursionError)  # ValidationError is a DecodeError
 
 
 class ModelArts:
     """Frames rows as a request body and reads one JSON text a row out of the reply."""
 
     content_type = "application/json"
+    method = "POST"
+    most_rows = MAX_ROWS
 
     def __init__(self, options: ModelArtsOptions) -> None:
         self._meta = options.meta
         self._wrapped = options.wrapper == "data"
+
+    def named(self, given: Input) -> Mapping[str, Sequence[str]]:
+        """Return the columns that the job file says are sent, by the key that does."""
+        return {"input.send": given.send or ()}
+
+    def columns(self, given: Input, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the columns that are sent of those that there are."""
+        return data_columns(given, names)
+
+    def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> RowEncoder:
+        """Return what encodes rows, each as one object."""
+        return RowEncoder(schema, send, rename=given.rename, reject_nan=given.nan == "reject")
 
     def frame(self, uuid: str) -> tuple[bytes, bytes]:
         """Return what stands before and behind the comma-separated rows of a body."""
@@ -69,36 +81,16 @@ class ModelArts:
         self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int
     ) -> pa.Array[Any] | Fault:
         """Return the rows' answers as JSON texts, in order, or why this reply is none."""
-        if status != 200:  # noqa: PLR2004
+        if status != OK:
             return judge(status, headers, body)
         try:
             reply = _WRAPPED.decode(body) if self._wrapped else _BARE.decode(body)
-        except _UNREADABLE as error:
-            return _unfit(status, headers, body, f"the reply cannot be read: {error}")
+        except UNREADABLE as error:
+            return unfit(status, headers, body, f"the reply cannot be read: {error}")
         answers = reply.data.resp_data if isinstance(reply, _Wrapped) else reply.resp_data
         theirs = (reply.meta.uuid or "").strip() if isinstance(reply.meta, _Meta) else ""
         if self._meta and theirs and theirs.lower() != uuid:
-            return Fault(Action.MISFIT, status, None, f"the reply has meta.uuid {theirs[:100]!r}, not the one sent")
+            return misfit(status, f"the reply has meta.uuid {theirs[:100]!r}, not the one sent")
         if len(answers) != rows:
-            return Fault(Action.MISFIT, status, None, f"{rows} rows were sent, {len(answers)} answers came back")
-        try:
-            return _texts(answers)
-        except pa.ArrowInvalid:
-            return Fault(Action.MISFIT, status, None, "the reply is not UTF-8")
-
-
-def _texts(answers: list[Raw]) -> pa.StringArray:
-    """Return the answers as an array, joined at once; raises ArrowInvalid where one is not UTF-8."""
-    offsets = np.zeros(len(answers) + 1, np.int32)
-    np.cumsum(np.fromiter(map(len, answers), np.int32, len(answers)), out=offsets[1:])
-    texts = pa.StringArray.from_buffers(len(answers), pa.py_buffer(offsets.data), pa.py_buffer(b"".join(answers)))
-    texts.validate(full=True)
-    return texts
-
-
-def _unfit(status: int, headers: Mapping[str, str], body: bytes, message: str) -> Fault:
-    """Judge a reply without answers: the built-in model server reports a failed model as `erno`, even with a 200."""
-    with suppress(*_UNREADABLE):
-        if _ERRING.decode(body).erno:
-            return judge(status, headers, body)
-    return Fault(Action.MISFIT, status, None, message)
+            return misfit(status, f"{rows} rows were sent, {len(answers)} answers came back")
+        return texts(status, answers)

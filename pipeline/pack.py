@@ -78,7 +78,8 @@ class Chunk:
     """Source rows `[first, stop)`: those that `body` carries, in order, and those that are refused unsent.
 
     The rows begin at `offset` in `body`; `costs[i]` is the bytes of the i-th sent row with the comma behind it;
-    `uris[i]` is its file, where rows are files. A chunk without sent rows is never sent.
+    `uris[i]` is its file, where rows are files; `shown[i]` the JSON that stands for it, where it is sent as
+    something else. A chunk without sent rows is never sent.
     """
 
     first: int
@@ -92,6 +93,7 @@ class Chunk:
     keep: pa.RecordBatch
     refused: tuple[Refusal, ...] = ()
     uris: pa.Array[Any] | None = None
+    shown: pa.Array[Any] | None = None
 
     def __len__(self) -> int:
         """Rows in the request."""
@@ -109,7 +111,9 @@ class Chunk:
         return np.stack((ends - self.costs, ends - 1), axis=1)
 
     def line(self, position: int) -> bytes:
-        """Return the JSON of one sent row."""
+        """Return the JSON of one sent row, or what stands for it."""
+        if self.shown is not None:
+            return _bytes(self.shown, position)
         start, stop = self.spans[position]
         return self.body[start:stop]
 
@@ -131,6 +135,7 @@ class Chunk:
             row_uuids=uuids,
             keep=self.keep.slice(start, stop - start),
             uris=None if self.uris is None else self.uris.slice(start, stop - start),
+            shown=None if self.shown is None else self.shown.slice(start, stop - start),
         )
 
     def cut(self, limits: Limits, frame: Frame) -> list[Chunk]:
@@ -206,11 +211,20 @@ def _refusal(block: Block, position: int, cost: int, kind: Kind, message: str) -
     end = block.encoded.ends[position]
     if position in block.broken:
         line = block.broken[position].row
+    elif uri is not None:
+        line = msgspec.json.encode(uri)
+    elif block.encoded.shown is not None:
+        line = _bytes(block.encoded.shown, position)
     else:
-        line = block.encoded.lines[end - cost : end - 1] if uri is None else msgspec.json.encode(uri)
+        line = block.encoded.lines[end - cost : end - 1]
     row_uuid = block.row_uuids[position].as_py()
     [number] = block.numbers(position, position + 1).tolist()
     return Refusal(number, row_uuid, line, block.keep.slice(position, 1), kind, message, uri)
+
+
+def _bytes(texts: pa.Array[Any], position: int) -> bytes:
+    text: str = texts[position].as_py()
+    return text.encode()
 
 
 def _runs(rows: int, refused: Iterable[int]) -> Iterator[tuple[int, int]]:
@@ -259,16 +273,15 @@ class _Draft:
             row_uuids=uuids,
             keep=self._keep(),
             refused=tuple(self.refused),
-            uris=self._uris(),
+            uris=self._column(lambda block: block.uris),
+            shown=self._column(lambda block: block.encoded.shown),
         )
 
-    def _uris(self) -> pa.Array[Any] | None:
-        uris = [
-            part.block.uris.slice(part.start, part.stop - part.start)
-            for part in self.parts
-            if part.block.uris is not None
-        ]
-        found: pa.Array[Any] | None = _joined(uris, pa.concat_arrays, None)
+    def _column(self, of: Callable[[Block], pa.Array[Any] | None]) -> pa.Array[Any] | None:
+        """Join what the rows' blocks have of a column, if they have it."""
+        columns = [(part, of(part.block)) for part in self.parts]
+        rows = [column.slice(part.start, part.stop - part.start) for part, column in columns if column is not None]
+        found: pa.Array[Any] | None = _joined(rows, pa.concat_arrays, None)
         return found
 
     def _keep(self) -> pa.RecordBatch:
@@ -297,10 +310,11 @@ class _Part(NamedTuple):
 
     @property
     def json(self) -> bytes:
-        """The rows, joined by commas."""
+        """The rows, joined by commas; one alone may be anything, newlines included."""
         end = self.block.encoded.ends[self.stop - 1]
         begin = end - self.costs.sum()
-        return self.block.encoded.lines[begin : end - 1].replace(b"\n", b",")
+        rows = self.block.encoded.lines[begin : end - 1]
+        return rows.replace(b"\n", b",") if self.stop - self.start > 1 else rows
 
 
 _NO_UUIDS: Final = pa.array([], pa.string())

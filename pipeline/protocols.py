@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 import jmespath
 
 from pipeline.modelarts import ModelArts
+from pipeline.multipart import Multipart
+from pipeline.pack import MAX_ROWS
+from pipeline.template import Template
 from schemas.options import JsonOptions
 
 if TYPE_CHECKING:
@@ -15,18 +18,23 @@ if TYPE_CHECKING:
     from pipeline.converse import Adapter
     from schemas.job import Service
 
-ADAPTERS: Final[Mapping[str, Callable[[Any], Adapter]]] = {
-    "modelarts": ModelArts,
+ADAPTERS: Final[Mapping[str, Callable[[Any, str], Adapter]]] = {
+    "modelarts": lambda options, _: ModelArts(options),
+    "file": Multipart,
+    "json": lambda options, _: Template(options),
 }
-"""By `service.protocol`: what makes an adapter of `service.options`."""
+"""By `service.protocol`: what makes an adapter of `service.options` and a boundary."""
+
+UNSENT: Final = "-" * 32
+"""A boundary for bodies that nobody will see: as long as one that is sent."""
 
 
-def adapter_of(service: Service) -> Adapter:
-    """Return what speaks the job's protocol."""
+def adapter_of(service: Service, boundary: str = UNSENT) -> Adapter:
+    """Return what speaks the job's protocol; who sends gives a `boundary` that no content can have guessed."""
     options = service.options
     if picker_of(service) and isinstance(options, JsonOptions):  # the answer is found in each event, and joined
         options = options.model_copy(update={"answer": None})
-    return ADAPTERS[service.protocol](options)
+    return ADAPTERS[service.protocol](options, boundary)
 
 
 def picker_of(service: Service) -> Callable[[Any], Any] | None:
@@ -37,3 +45,8 @@ def picker_of(service: Service) -> Callable[[Any], Any] | None:
         return None
     search: Callable[[Any], Any] = jmespath.compile(options.answer).search
     return search
+
+
+def most_rows(service: Service) -> int:
+    """Return how many rows a request may have: by the protocol, and by the job file."""
+    return min(adapter_of(service).most_rows, service.limits.rows or MAX_ROWS)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from heapq import heappop, heappush
+from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from pipeline.arrowtypes import types_of
@@ -21,10 +22,10 @@ from pipeline.errors import BulkscoreError, Incomplete, JobError, Refused, Stora
 from pipeline.heal import Healer, opened, sound
 from pipeline.ids import file_names, row_namer
 from pipeline.ledger import Receipts, read_stop, write_stop
-from pipeline.pack import MAX_ROWS, Block, Limits, pack
+from pipeline.pack import Block, Limits, pack
 from pipeline.places import shared_clock
 from pipeline.plan import Range
-from pipeline.protocols import adapter_of
+from pipeline.protocols import adapter_of, most_rows
 from pipeline.read import FILES, Reader, schema_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
@@ -67,7 +68,7 @@ class Scorer:
         self.store = Store(job.output.path)
         self._receipts = Receipts(self.store)
         self._prediction = types_of(job.output.prediction, "output.prediction")
-        self._adapter = adapter_of(job.service)
+        self._adapter = adapter_of(job.service, token_hex(16))
         self._allowed = order.allowed
         several = job.runner.workers > 1 or job.runner.name != "local"
         self._trial = Trial(self.store, order.run) if several and order.probe else None
@@ -236,11 +237,11 @@ class Scorer:
         return old
 
     def _limits(self) -> Limits:
-        limits = self.job.service.limits
-        return Limits(limits.body, limits.rows or MAX_ROWS)
+        service = self.job.service
+        return Limits(service.limits.body, most_rows(service))
 
     def _blocks(self, work: Work, hole: Range, columns: Columns, old: Old | None) -> Iterator[Block]:
-        encoder = encoder_of(self.job, columns)
+        encoder = encoder_of(self.job, columns, self._adapter)
         names = row_namer(self.job.name, work.source.path)
         batches = self._reader_of(columns, old).read(work, hole.start, hole.stop)
         for first, data, broken, uris, paths, rows in old.pick(batches) if old else batches:
@@ -250,7 +251,7 @@ class Scorer:
                 uuids = names(first, first + data.num_rows)
             else:
                 uuids = names(first, int(rows[-1]) + 1).take(rows - first)
-            yield Block(first, encoder.encode(data), uuids, data.select(columns.keep), broken, uris, rows)
+            yield Block(first, encoder.encode(data, uuids), uuids, data.select(columns.keep), broken, uris, rows)
 
     def _reader_of(self, columns: Columns, old: Old | None) -> Reader:
         """Return the reader that reads on behind the last range, or one that opens only the files to be healed."""
@@ -320,10 +321,10 @@ def _caller(
         raise JobError(str(error)) from None
     return Caller(
         setting,
-        transport=way_of(service),
+        transport=way_of(service, adapter.method),
         auth=auth,
         headers=headers,
-        limits=service.limits,
+        limits=service.limits.model_copy(update={"rows": most_rows(service)}),
         rate=service.limits.rate.per_second / job.runner.workers if service.limits.rate else None,
         stopping=stopping,
         progress=progress,

@@ -128,11 +128,13 @@ class Transport:
         verify: bool | str = True,
         cert: tuple[str, str] | str | None = None,
         connections: int,
+        method: str = "POST",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._adapter = DeadlineAdapter(tls_context(verify, cert), connections=connections)
         self._watchdog = Watchdog(clock)
         self._clock = clock
+        self._method = method
         self._prepared: dict[str, PreparedRequest] = {}
 
     def post(
@@ -192,7 +194,7 @@ class Transport:
 
     def _prepare(self, url: str) -> PreparedRequest:
         try:
-            request = self._prepared[url] = requests.Request("POST", url).prepare()
+            request = self._prepared[url] = requests.Request(self._method, url).prepare()
         except ValueError:
             raise JobError(
                 f"service.url: {url!r} is not a URL; allowed: http://host/path or https://host/path"

@@ -32,11 +32,11 @@ class Way(Protocol):
         """Let all connections go."""
 
 
-def way_of(service: Service) -> Way:
+def way_of(service: Service, method: str) -> Way:
     """Return what carries the job's requests. Raises JobError for certificates that cannot be used."""
     tls = service.tls
     verify, cert = tls.ca or tls.verify, (tls.cert, tls.key) if tls.cert and tls.key else tls.cert
-    return _WAYS[service.way](service, {"verify": verify, "cert": cert})
+    return _WAYS[service.way](service, {"verify": verify, "cert": cert, "method": method})
 
 
 def _http(service: Service, options: dict[str, Any]) -> Way:
@@ -52,6 +52,7 @@ def _sse(service: Service, options: dict[str, Any]) -> Way:
 
 def _websocket(service: Service, options: dict[str, Any]) -> Way:
     message = service.options.message or ("binary" if service.protocol == "file" else "json")
+    options.pop("method")  # a handshake has its own
     return WebSockets(text=message == "json", greeting=service.options.greeting, **options)
 
 

@@ -22,7 +22,7 @@ from pydantic import (
 
 from schemas import values
 from schemas.secret import REFERENCE, Secret
-from schemas.template import template
+from schemas.template import jmes_path, template
 from schemas.values import Allowance, InvalidValueError, Rate
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ HeaderName = Annotated[str, BeforeValidator(_header_name), WithJsonSchema(_TEXT)
 Plain = Annotated[str, BeforeValidator(_plain), WithJsonSchema({"type": "string"})]
 Form = Annotated[dict[str, Any], PlainValidator(_constants), WithJsonSchema({"type": "object"})]
 Template = Annotated[Any, BeforeValidator(template), WithJsonSchema({"type": ["object", "array"]})]
+JmesPath = Annotated[str, BeforeValidator(jmes_path), WithJsonSchema(_TEXT)]
 Headers = Annotated[
     dict[str, Secret],
     PlainValidator(_headers),

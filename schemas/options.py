@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
-from schemas.fields import Flag, Form, MaybeCount, Part, Template, Text, marked
+from schemas.fields import Flag, Form, JmesPath, MaybeCount, Part, Template, Text, marked
 
 if TYPE_CHECKING:
     from pydantic import ValidationInfo
@@ -44,9 +44,9 @@ class FileOptions(Options):
     """One file a request, as a form that is filled in by a browser."""
 
     field: Annotated[Text, marked("answers", "The input's name, such as images.")]
-    form: Annotated[Form, marked("answers", 'Further fields: name -> {"$column": column}, or a constant.')] = Field(
-        default_factory=dict
-    )
+    form: Annotated[
+        Form, marked("answers", 'Further fields: name -> {"$column": column}, or a text that names one, or a constant.')
+    ] = Field(default_factory=dict)
     part_type: Annotated[Text | None, marked("answers", "The file's media type; default: guessed from its name.")] = (
         None
     )
@@ -60,7 +60,7 @@ class JsonOptions(Options):
         Template, marked("answers", 'Any JSON with {"$column": name}, {"$base64": name} and {"$rows": {...}} in it.')
     ]
     answer: Annotated[
-        Text | None, marked("answers", "JMESPath to the answer, or with $rows to the list of answers.")
+        JmesPath | None, marked("answers", "JMESPath to the answer, or with $rows to the list of answers.")
     ] = None
     method: Annotated[Literal["POST", "PUT"], marked("answers", "The HTTP method.")] = "POST"
 

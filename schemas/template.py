@@ -1,4 +1,4 @@
-"""Templates of JSON bodies: which columns stand where, and that nothing in them is a slip.
+"""Templates of JSON bodies: which columns stand where, and that nothing in them is a slip; and paths to answers.
 
 {"$column": name}   the column's value          {"$base64": name}   its bytes, or its text's, as base64
 {"$rows": template} a list with one such template per row; at most once, and never inside itself
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from schemas.values import InvalidValueError, shown
+from schemas.values import InvalidValueError, shown, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,35 @@ def template(value: object) -> object:
     if not found:
         raise InvalidValueError('no column in it; allowed: JSON with {"$column": name} or {"$base64": name}')
     return value
+
+
+def jmes_path(value: object) -> str:
+    """Take a JMESPath whose functions are there."""
+    import jmespath
+    from jmespath.exceptions import JMESPathError
+    from jmespath.functions import Functions
+
+    path = text(value)
+    try:
+        tree = jmespath.compile(path).parsed
+    except JMESPathError as error:
+        why = str(error).partition("\n")[0].removesuffix(", for expression:")
+        raise InvalidValueError(f"{shown(path)} is not a JMESPath: {why}") from None
+    for name in _functions(tree):
+        if name not in Functions.FUNCTION_TABLE:
+            allowed = ", ".join(sorted(Functions.FUNCTION_TABLE))
+            raise InvalidValueError(f"{shown(path)} calls {name}(), which JMESPath has not; allowed: {allowed}")
+    return path
+
+
+def _functions(tree: Any) -> Iterator[str]:
+    if isinstance(tree, dict):
+        if tree.get("type") == "function_expression":
+            yield tree["value"]
+        yield from _functions(tree.get("children"))
+    elif isinstance(tree, list):
+        for one in tree:
+            yield from _functions(one)
 
 
 def columns(value: object) -> tuple[str, ...]:

@@ -1,0 +1,82 @@
+"""What adapters make of replies: JSON texts as they stand, or the fault that a reply is."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+from msgspec import DecodeError, Raw, Struct
+from msgspec.json import Decoder
+
+from pipeline.status import Action, Fault, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+OK: Final = 200
+UNREADABLE: Final = (DecodeError, UnicodeDecodeError, RecursionError)  # ValidationError is a DecodeError
+
+_FAMILY: Final = "MR."
+_SUCCEEDED: Final = "MR.0100"
+
+
+class _Erring(Struct):
+    erno: str | None = None
+
+
+_ERRING: Final = Decoder(_Erring)
+_ONE: Final = Decoder(Raw)
+
+
+def texts(status: int, answers: Sequence[Raw | bytes]) -> pa.Array[Any] | Fault:
+    """Return the answers as an array of JSON texts, joined at once; a fault where one is not UTF-8."""
+    offsets = np.zeros(len(answers) + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, answers), np.int32, len(answers)), out=offsets[1:])
+    array = pa.StringArray.from_buffers(len(answers), pa.py_buffer(offsets.data), pa.py_buffer(b"".join(answers)))
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        return misfit(status, "the reply is not UTF-8")
+    return array
+
+
+def whole(status: int, headers: Mapping[str, str], body: bytes) -> pa.Array[Any] | Fault:
+    """Return a whole reply as the one answer that it is."""
+    fault = failure(status, headers, body)
+    if fault:
+        return fault
+    try:
+        return texts(status, [_ONE.decode(body)])
+    except UNREADABLE as error:
+        return misfit(status, f"the reply cannot be read: {error}")
+
+
+def failure(status: int, headers: Mapping[str, str], body: bytes) -> Fault | None:
+    """Return the fault of a reply that is no success, by its status or in spite of it; None for all others.
+
+    The built-in model server reports a failed model as `erno`, even with a 200.
+    """
+    return judge(status, headers, body) if status != OK or _failed(erno(body)) else None
+
+
+def unfit(status: int, headers: Mapping[str, str], body: bytes, message: str) -> Fault:
+    """Judge a reply without answers: by its `erno`, where it has one."""
+    return judge(status, headers, body) if erno(body) else misfit(status, message)
+
+
+def misfit(status: int, message: str) -> Fault:
+    """Return the fault of a reply that is not what was agreed."""
+    return Fault(Action.MISFIT, status, None, message)
+
+
+def erno(body: bytes) -> str | None:
+    """Return the model server's code, if the reply has one."""
+    with suppress(*UNREADABLE):
+        return _ERRING.decode(body).erno
+    return None
+
+
+def _failed(code: str | None) -> bool:
+    return code is not None and code.startswith(_FAMILY) and code != _SUCCEEDED
