@@ -1,50 +1,46 @@
-"""How the service lets us in: the headers of each attempt, and where they come from.
+"""How the service lets us in: what each attempt needs, and where it comes from. One small file for each kind.
 
-An IAM token is shared by all threads of a process and, through a file, by all processes of the host. Whoever needs one
-reads the file; only who finds nothing usable there takes the locks and asks IAM, one at a time on the whole host.
-
-Nothing here can be pickled, and no `repr`, log line or error holds a secret.
+Nothing of it can be pickled, and no `repr`, log line or error holds a secret.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
-import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import msgspec
-from filelock import FileLock
-
-from pipeline.errors import Refused
-from pipeline.iam import ASK_SECONDS, IamUnavailable, Token, account_of, ask
-from schemas.auth import NoAuth, TokenAuth
+from pipeline.given import Given
+from pipeline.iam import IamUnavailable, account_of
+from pipeline.signed import Signed
+from pipeline.tokens import HEADER, Cache, Tokens, cache_folder
 from schemas.secret import reveal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-    from pipeline.iam import Account
+    from pipeline.sign import Request
+    from schemas.auth import AkSkAuth, ApiKeyAuth, AppCodeAuth, AppKeyAuth, TokenAuth
     from schemas.auth import Auth as AnyAuth
 
 __all__ = ["Auth", "IamUnavailable", "open_auth"]
-
-HEADER: Final = "X-Auth-Token"
-LOCK_SECONDS: Final = ASK_SECONDS + 10  # for another process to get its answer
-PAUSE_SECONDS: Final = 5.0  # before renewal ahead is tried again, while IAM is out and the old token still good
 
 
 class Auth(Protocol):
     """A way in, safe to use from many threads."""
 
-    def headers(self) -> Mapping[str, str]:
+    def headers(self, request: Request) -> Mapping[str, str]:
         """Give the headers for the next attempt; this may ask IAM. Raises `Refused` or `IamUnavailable`."""
 
-    def refresh(self, stale: Mapping[str, str]) -> None:
-        """Get new ones after a 401 to `stale`, unless somebody has. Raises `Refused` or `IamUnavailable`."""
+    def refresh(self, stale: Mapping[str, str], reply: Mapping[str, str]) -> None:
+        """Prepare one more attempt after a 401 to `stale`, whose headers are `reply`, unless somebody has.
+
+        Raises `Refused`, which says what to mend, where there is nothing else to try; `IamUnavailable`.
+        """
+
+    def secrets(self, used: Mapping[str, str]) -> tuple[str, ...]:
+        """Give what of an attempt's credentials must not be seen where the service quotes it."""
 
 
 def open_auth(
@@ -61,170 +57,59 @@ def open_auth(
     seconds, which all processes of the host share; `verify` is as in `requests`, and for IAM. Raises `Unresolved` for a
     secret that is not there, `JobError` for a missing key.
     """
-    if isinstance(auth, NoAuth):
-        return _Given({}, "the service asks for credentials; set service.auth in the job file")
-    assert isinstance(auth, TokenAuth)
+    return _KINDS[auth.type](auth, _Here(environ, clock, cache_dir or cache_folder(environ), verify))
+
+
+@dataclass(frozen=True, repr=False)
+class _Here:
+    """Where a way in is opened: what `open_auth` was given."""
+
+    environ: Mapping[str, str]
+    clock: Callable[[], float]
+    cache_dir: Path
+    verify: bool | str
+
+
+def _none(*_: object) -> Auth:
+    return Given({}, "the service asks for credentials; set service.auth in the job file")
+
+
+def _token(auth: TokenAuth, here: _Here) -> Auth:
     if auth.token is not None:
-        return _Given({HEADER: reveal(auth.token, environ)}, "the given token was refused; renew service.auth.token")
-    account = account_of(auth, environ)
-    return _Tokens(account, _Cache(cache_dir or _cache_folder(environ), account.key()), clock, verify)
+        given = {HEADER: reveal(auth.token, here.environ)}
+        return Given(given, "the given token was refused; renew service.auth.token")
+    account = account_of(auth, here.environ)
+    return Tokens(account, Cache(here.cache_dir, account.key()), here.clock, here.verify)
 
 
-class _Unpicklable:
-    """Secrets do not travel."""
-
-    def __reduce_ex__(self, _: object) -> NoReturn:
-        raise TypeError(f"{type(self).__name__} holds secrets and cannot be pickled; open it where it is used")
-
-
-class _Given(_Unpicklable):
-    """Headers that cannot be renewed."""
-
-    def __init__(self, headers: dict[str, str], refusal: str) -> None:
-        self._headers = headers
-        self._refusal = refusal
-
-    def headers(self) -> Mapping[str, str]:
-        return self._headers
-
-    def refresh(self, stale: Mapping[str, str]) -> None:  # noqa: ARG002 there are no others
-        raise Refused(self._refusal)
+def _access_key(auth: AkSkAuth, here: _Here) -> Auth:
+    token = None if auth.security_token is None else reveal(auth.security_token, here.environ)
+    mend = f"check service.auth.access_key, secret_key{' and security_token' if token else ''}"
+    access, secret = reveal(auth.access_key, here.environ), reveal(auth.secret_key, here.environ)
+    return Signed(access, secret, token=token, mend=mend, clock=here.clock)
 
 
-def _cache_folder(environ: Mapping[str, str]) -> Path:
-    base = environ.get("XDG_CACHE_HOME", "")
-    home = environ.get("HOME") or tempfile.gettempdir()
-    return (Path(base) if Path(base).is_absolute() else Path(home) / ".cache") / "bulkscore" / "tokens"
+def _app_key(auth: AppKeyAuth, here: _Here) -> Auth:
+    key, secret = reveal(auth.key, here.environ), reveal(auth.secret, here.environ)
+    return Signed(key, secret, mend="check service.auth.key and secret", clock=here.clock)
 
 
-class _Cache:
-    """The token's file. Where the folder cannot be used, there is nothing in it, and each process asks for itself."""
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.key = key
-        self._folder = folder
-        self._file = folder / f"{key}.json"
-
-    def read(self) -> Token | None:
-        try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Token)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            return None
-
-    def write(self, token: Token) -> None:
-        with suppress(OSError):
-            handle, name = tempfile.mkstemp(dir=self._folder)  # with mode 0600
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(msgspec.json.encode(token))
-                Path(name).replace(self._file)
-            except OSError:
-                Path(name).unlink()
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from asking meanwhile, as far as the folder allows it."""
-        with ExitStack() as stack:
-            with suppress(OSError, NotImplementedError):
-                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._folder.chmod(0o700)
-                lock = FileLock(self._folder / f"{self.key}.lock", timeout=LOCK_SECONDS, mode=0o600)
-                stack.enter_context(lock)
-            yield
+def _app_code(auth: AppCodeAuth, here: _Here) -> Auth:
+    return Given({"X-Apig-AppCode": reveal(auth.code, here.environ)}, "check service.auth.code")
 
 
-class _Shared:
-    """What all of a process knows of one account."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.token: Token | None = None
-        self.dead: set[str] = set()  # tokens that the service refused before their time
-        self.refusal: str | None = None  # for good: a wrong password tried again locks the account
-        self.outages = 0
-        self.outage = IamUnavailable("")
-        self.pause_until = 0.0  # no renewal ahead before
+def _api_key(auth: ApiKeyAuth, here: _Here) -> Auth:
+    key = reveal(auth.key, here.environ)
+    mend = "check service.auth.key, header and prefix"
+    return Given({auth.header: auth.prefix + key}, mend, secrets=[key])
 
 
-_shared: Final[dict[str, _Shared]] = {}
-
-
-class _Tokens(_Unpicklable):
-    """Tokens that IAM gives for a password."""
-
-    def __init__(self, account: Account, cache: _Cache, clock: Callable[[], float], verify: bool | str) -> None:  # noqa: FBT001
-        self._account = account
-        self._cache = cache
-        self._clock = clock
-        self._verify = verify
-        self._shared = _shared.setdefault(cache.key, _Shared())
-
-    def __repr__(self) -> str:
-        return f"<tokens of {self._account.place}>"
-
-    def headers(self) -> Mapping[str, str]:
-        now, token = self._clock(), self._shared.token
-        if token is None or not token.alive(now):
-            token = self._live(None)
-        elif token.due(now) and now >= self._shared.pause_until and self._shared.lock.acquire(blocking=False):
-            token = self._renewed_ahead(token)
-        return {HEADER: token.text}
-
-    def refresh(self, stale: Mapping[str, str]) -> None:
-        self._live(stale.get(HEADER))
-
-    def _live(self, stale: str | None) -> Token:
-        """Get a live token; `stale` is dead. Who waited while IAM was found to be out shares that finding."""
-        shared, outages = self._shared, self._shared.outages
-        with shared.lock:
-            if stale is not None:
-                shared.dead.add(stale)
-            token = shared.token
-            if token is not None and token.text not in shared.dead and token.alive(self._clock()):
-                return token
-            shared.token = None  # so that others wait instead of using it
-            if shared.outages != outages:
-                raise IamUnavailable(*shared.outage.args)
-            return self._obtain()
-
-    def _renewed_ahead(self, token: Token) -> Token:
-        """Renew while other threads go on with the old token; the lock is held and is released here."""
-        try:
-            current = self._shared.token
-            if current is not None and current is not token:  # another thread was first
-                return current
-            return self._obtain()
-        except IamUnavailable as outage:
-            self._shared.pause_until = self._clock() + max(outage.retry_after or 0.0, PAUSE_SECONDS)
-            return token
-        finally:
-            self._shared.lock.release()
-
-    def _obtain(self) -> Token:
-        """Take the token from the file, or else from IAM; the lock is held."""
-        token = self._usable()
-        if token is None:
-            with self._cache.locked():
-                token = self._usable() or self._ask()
-        self._shared.token = token
-        return token
-
-    def _usable(self) -> Token | None:
-        token = self._cache.read()
-        return token if token and token.text not in self._shared.dead and not token.due(self._clock()) else None
-
-    def _ask(self) -> Token:
-        shared = self._shared
-        if shared.refusal is not None:
-            raise Refused(shared.refusal)
-        try:
-            token = ask(self._account, self._verify, self._clock)
-        except Refused as refusal:
-            shared.refusal = str(refusal)
-            raise
-        except IamUnavailable as outage:
-            shared.outages += 1
-            shared.outage = outage
-            raise
-        self._cache.write(token)
-        return token
+_KINDS: Final[dict[str, Callable[[Any, _Here], Auth]]] = {
+    "none": _none,
+    "token": _token,
+    "aksk": _access_key,
+    "app-key": _app_key,
+    "app-code": _app_code,
+    "api-key": _api_key,
+}
+"""By `service.auth.type`: adding one is a line here."""

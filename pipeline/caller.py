@@ -15,6 +15,7 @@ from pipeline.converse import (
     Dead,
     Outcome,
     Oversized,
+    Refresh,
     Said,
     Send,
     Setting,
@@ -22,12 +23,14 @@ from pipeline.converse import (
     Wait,
     converse,
     of_content,
+    refusal,
     told,
 )
 from pipeline.errors import Refused
 from pipeline.gate import Gate
 from pipeline.pack import MAX_ROWS
 from pipeline.places import Places, Trip
+from pipeline.sign import Request
 from pipeline.sizing import Sizing
 from pipeline.status import Action, Fault
 from pipeline.transport import NoReply
@@ -253,7 +256,7 @@ class Caller:
                     self._tried(chunk)
                 self._wait(command)
             else:
-                self._refresh(used)
+                self._refresh(used, command)
 
     def _judge_start(self, outcomes: Iterable[Outcome]) -> None:
         """See whether the first rows are all refused."""
@@ -273,13 +276,14 @@ class Caller:
             if bounds:
                 self._places.unsent()
                 return {}, Oversized(bounds)
+            asked = Request("POST", self._setting.url, self._headers, chunk.body)
             try:
-                credentials = self._auth.headers()  # now, and not before: a place can be long in coming
+                credentials = self._auth.headers(asked)  # now, and not before: a place can be long in coming
             except IamUnavailable as error:
                 fault = Fault(Action.SLOWER, None, None, str(error))
                 return {}, Unanswered(fault, received=False, seconds=0.0, retry_after=error.retry_after)
             self._places.leave(trip)
-            headers = {**self._headers, **trace(chunk.uuid), **credentials}
+            headers = {**self._headers, **credentials, **trace(chunk.uuid)}  # unsigned, for gateways may rewrite it
             reply = self._transport.post(
                 self._setting.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline, uuid=chunk.uuid
             )
@@ -291,7 +295,7 @@ class Caller:
             return credentials, Unanswered(fault, reply.received, reply.seconds)
         if reply.status == 200:  # noqa: PLR2004
             self._seen(len(reply.body), len(chunk))
-        shown = partial(hidden, reply, (*credentials.values(), *self._secrets))
+        shown = partial(hidden, reply, (*self._auth.secrets(credentials), *self._secrets))
         return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds, shown)
 
     def _oversized(self, chunk: Chunk) -> Bounds | None:
@@ -346,9 +350,11 @@ class Caller:
             with self._changed:
                 self._resting -= 1
 
-    def _refresh(self, used: Mapping[str, str]) -> None:
+    def _refresh(self, used: Mapping[str, str], why: Refresh) -> None:
         try:
-            self._auth.refresh(used)
+            self._auth.refresh(used, why.headers)
+        except Refused as error:  # the service's own words tell more than ours
+            raise Refused(refusal(why.fault, self._setting.url, str(error))) from None
         except IamUnavailable as error:
             self._stopping.wait(error.retry_after or 1.0)  # the next attempt asks again, and is counted
 

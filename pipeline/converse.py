@@ -103,7 +103,10 @@ class Wait(NamedTuple):
 
 
 class Refresh(NamedTuple):
-    """The credentials of the last attempt were refused: get new ones."""
+    """The credentials of the last attempt were refused, as `fault`, with the reply's `headers`: get new ones."""
+
+    fault: Fault
+    headers: Mapping[str, str]
 
 
 Command = Send | Wait | Refresh
@@ -314,9 +317,9 @@ class _Tries:
         self._history.append(_attempt(reply, fault, setting))
         setting.failed(fault)
         if fault.action is Action.STOP:
-            raise Refused(_refusal(fault, setting.url))
+            raise Refused(refusal(fault, setting.url))
         if fault.action is Action.REFRESH:
-            return Refresh()
+            return Refresh(fault, reply.headers if isinstance(reply, Answered) else {})
         asked = _asked(reply, setting) or 0.0
         seconds, spent = self._patience.failed(asked)
         if _COURSES[fault.action].at_once:
@@ -401,8 +404,9 @@ def _attempt(reply: Answered | Unanswered, fault: Fault, setting: Setting) -> At
     )
 
 
-def _refusal(fault: Fault, url: str) -> str:
-    return f"the service refuses the job: {told(fault)} ({url}); mend service.url or service.auth and run it again"
+def refusal(fault: Fault, url: str, mend: str = "mend service.url or service.auth and run it again") -> str:
+    """Say in one line that a fault ends the job."""
+    return f"the service refuses the job: {told(fault)} ({url}); {mend}"
 
 
 def told(fault: Fault) -> str:

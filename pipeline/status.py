@@ -105,6 +105,7 @@ _FAILED: Final = frozenset({500, 504})
 _BY_TEXT: Final[tuple[tuple[str, frozenset[int], re.Pattern[str], Action], ...]] = tuple(
     (code, statuses, re.compile(text, re.IGNORECASE), action)
     for code, statuses, text, action in (
+        ("APIG.0303", frozenset({401}), "signature expired", Action.REFRESH),  # whose clock is wrong, signs once more
         ("ModelArts.4503", _FAILED, "SSL error", Action.STOP),
         ("ModelArts.4503", _FAILED, "respond timeout", Action.SLOWER),
         ("ModelArts.4503", _FAILED, "timed out", Action.TIMEOUT),

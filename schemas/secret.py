@@ -14,7 +14,7 @@ from base64 import b64encode, urlsafe_b64encode
 from dataclasses import dataclass, field
 from os.path import commonprefix
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 from urllib.parse import quote, quote_plus
 
 if TYPE_CHECKING:
@@ -62,6 +62,14 @@ class Secret:
 
     def __repr__(self) -> str:
         return f"Secret({str(self)!r})"
+
+
+class Unpicklable:
+    """What holds resolved secrets, which do not travel."""
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        """Refuse."""
+        raise TypeError(f"{type(self).__name__} holds secrets and cannot be pickled; open it where it is used")
 
 
 def strike(text: bytes, secrets: Iterable[str]) -> bytes:

@@ -18,14 +18,16 @@ from pathlib import Path
 import pytest
 from rawserver import answering, authority, serving
 
-from pipeline import auth as auth_module
+from pipeline import tokens
 from pipeline.auth import IamUnavailable, open_auth
 from pipeline.errors import JobError, Refused
 from pipeline.iam import Token, account_of, ask
+from pipeline.sign import Request
 from schemas.auth import NoAuth, TokenAuth
 
 PASSWORD = "pass-word-9831"
 HEADER = "X-Auth-Token"
+REQUEST = Request("POST", "https://host/v1/infers/iris", {"Content-Type": "application/json"}, b"{}")
 
 PROCESS = """
 import json, sys, time
@@ -33,17 +35,19 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from pipeline.auth import open_auth
+from pipeline.sign import Request
 from schemas.auth import TokenAuth
 
+REQUEST = Request("POST", "http://host/", {}, b"")
 folder, seconds, values = Path(sys.argv[1]), float(sys.argv[2]), json.loads(sys.argv[3])
 auth = open_auth(TokenAuth(**values), cache_dir=folder)
 end = time.time() + seconds
 
 def use(_):
-    seen = {auth.headers()["X-Auth-Token"]}
+    seen = {auth.headers(REQUEST)["X-Auth-Token"]}
     while time.time() < end:
         time.sleep(0.01)
-        seen.add(auth.headers()["X-Auth-Token"])
+        seen.add(auth.headers(REQUEST)["X-Auth-Token"])
     return seen
 
 with ThreadPoolExecutor(8) as threads:
@@ -62,7 +66,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def _new_process(monkeypatch):
     """Forget what this process knows of any account."""
-    monkeypatch.setattr(auth_module, "_shared", {})
+    monkeypatch.setattr(tokens, "_shared", {})
 
 
 @pytest.fixture(autouse=True)
@@ -122,27 +126,27 @@ def run_processes(count, *arguments):
 def test_no_auth_has_no_headers_and_its_refusal_says_what_to_do():
     """A service that asks for credentials after all stops the job."""
     auth = open_auth(NoAuth())
-    assert auth.headers() == {}
+    assert auth.headers(REQUEST) == {}
     with pytest.raises(Refused, match=r"service\.auth"):
-        auth.refresh({})
+        auth.refresh({}, {})
 
 
 def test_a_given_token_is_used_as_it_is_and_cannot_be_renewed(monkeypatch):
     """A 401 to it stops the job."""
     monkeypatch.setenv("TOKEN", "MII-given")
     auth = open_auth(TokenAuth(token="${env:TOKEN}"))
-    assert auth.headers() == {HEADER: "MII-given"}
+    assert auth.headers(REQUEST) == {HEADER: "MII-given"}
     with pytest.raises(Refused, match="the given token was refused") as caught:
-        auth.refresh(auth.headers())
+        auth.refresh(auth.headers(REQUEST), {})
     assert "MII-given" not in str(caught.value)
 
 
 def test_a_token_of_the_project_is_asked_for_as_iam_documents_it(tmp_path):
     """Password method, the user's domain by name, project scope by name with its domain, or by id alone."""
     with serving(granting("MII-1")) as server:
-        asking(server, tmp_path).headers()
+        asking(server, tmp_path).headers(REQUEST)
         by_id = settings(base_of(server), project=None, project_id="p1")
-        open_auth(by_id, cache_dir=tmp_path / "tokens").headers()
+        open_auth(by_id, cache_dir=tmp_path / "tokens").headers(REQUEST)
     bodies = [json.loads(one.partition(b"\r\n\r\n")[2])["auth"] for one in server.requests]
     user = {"name": "demo", "domain": {"name": "demo"}, "password": "demo"}
     assert bodies[0]["identity"] == {"methods": ["password"], "password": {"user": user}}
@@ -169,7 +173,7 @@ def test_a_token_that_comes_without_its_times_is_used_all_the_same(times, life):
 def test_the_sandbox_grants_a_token_that_its_service_takes(sandbox, tmp_path):
     """The header is the one that the service looks at."""
     base = sandbox()
-    headers = open_auth(settings(base), cache_dir=tmp_path).headers()
+    headers = open_auth(settings(base), cache_dir=tmp_path).headers(REQUEST)
     body = b'{"data":{"req_data":[{"sepal_length":5.1,"sepal_width":3.5,"petal_length":1.4,"petal_width":0.2}]}}'
     request = urllib.request.Request(f"{base}/v1/infers/iris", body, {**headers, "Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:
@@ -184,7 +188,7 @@ def test_eight_threads_ask_once(sandbox, tmp_path):
 
     def use(_):
         start.wait()
-        return auth.headers()[HEADER]
+        return auth.headers(REQUEST)[HEADER]
 
     with ThreadPoolExecutor(8) as threads:
         assert len(set(threads.map(use, range(8)))) == 1
@@ -215,11 +219,11 @@ def test_a_token_is_renewed_when_a_fifth_of_its_life_is_left(tmp_path):
     clock = Clock()
     with serving(granting("MII-1", "MII-2", life=1000)) as server:
         auth = asking(server, tmp_path, clock=clock)
-        assert auth.headers()[HEADER] == "MII-1"
+        assert auth.headers(REQUEST)[HEADER] == "MII-1"
         clock.now += 799
-        assert auth.headers()[HEADER] == "MII-1"
+        assert auth.headers(REQUEST)[HEADER] == "MII-1"
         clock.now += 1
-        assert auth.headers()[HEADER] == "MII-2"
+        assert auth.headers(REQUEST)[HEADER] == "MII-2"
     assert len(server.requests) == 2
 
 
@@ -246,14 +250,14 @@ def test_other_threads_go_on_with_a_valid_token_while_one_renews_it(tmp_path):
 
     with serving(script) as server, ThreadPoolExecutor(1) as renewing:
         auth = asking(server, tmp_path, clock=clock)
-        auth.headers()
+        auth.headers(REQUEST)
         clock.now += 900
-        renewed = renewing.submit(auth.headers)
+        renewed = renewing.submit(auth.headers, REQUEST)
         assert asked.wait(60)
-        assert auth.headers()[HEADER] == "MII-1"
+        assert auth.headers(REQUEST)[HEADER] == "MII-1"
         go_on.set()
         assert renewed.result()[HEADER] == "MII-2"
-        assert auth.headers()[HEADER] == "MII-2"
+        assert auth.headers(REQUEST)[HEADER] == "MII-2"
 
 
 def test_a_valid_token_is_used_while_iam_is_out(tmp_path):
@@ -261,26 +265,26 @@ def test_a_valid_token_is_used_while_iam_is_out(tmp_path):
     clock = Clock()
     with serving(granting("MII-1")) as server:
         auth = asking(server, tmp_path, clock=clock)
-        auth.headers()
+        auth.headers(REQUEST)
     clock.now += 900
-    assert auth.headers()[HEADER] == "MII-1"
+    assert auth.headers(REQUEST)[HEADER] == "MII-1"
     with count_asks() as asks:
-        assert auth.headers()[HEADER] == "MII-1"
+        assert auth.headers(REQUEST)[HEADER] == "MII-1"
         assert asks == []
         clock.now += 5
-        assert auth.headers()[HEADER] == "MII-1"
+        assert auth.headers(REQUEST)[HEADER] == "MII-1"
         assert len(asks) == 1
     clock.now += 100
     with pytest.raises(IamUnavailable):
-        auth.headers()
+        auth.headers(REQUEST)
 
 
 @contextlib.contextmanager
 def count_asks():
     asks = []
-    ask = auth_module.ask
+    ask = tokens.ask
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auth_module, "ask", lambda *arguments: (asks.append(1), ask(*arguments))[1])
+        patch.setattr(tokens, "ask", lambda *arguments: (asks.append(1), ask(*arguments))[1])
         yield asks
 
 
@@ -288,10 +292,10 @@ def test_a_refused_token_is_replaced_once_for_all_threads(sandbox, tmp_path):
     """Eight threads that got a 401 to the same token make one question."""
     base = sandbox()
     auth = open_auth(settings(base), cache_dir=tmp_path)
-    stale = auth.headers()
+    stale = auth.headers(REQUEST)
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: auth.refresh(stale), range(8)))
-    assert auth.headers() != stale
+        list(threads.map(lambda _: auth.refresh(stale, {}), range(8)))
+    assert auth.headers(REQUEST) != stale
     assert issued(base) == 2
 
 
@@ -299,20 +303,20 @@ def test_a_refused_token_is_replaced_by_what_another_process_has_got(tmp_path, m
     """The file is looked at before IAM is asked."""
     with serving(granting("MII-1", "MII-2", "MII-3")) as server:
         auth = asking(server, tmp_path)
-        stale = auth.headers()
-        monkeypatch.setattr(auth_module, "_shared", {})
+        stale = auth.headers(REQUEST)
+        monkeypatch.setattr(tokens, "_shared", {})
         other = asking(server, tmp_path)
-        other.refresh(stale)
-        auth.refresh(stale)
-        assert auth.headers() == other.headers() == {HEADER: "MII-2"}
+        other.refresh(stale, {})
+        auth.refresh(stale, {})
+        assert auth.headers(REQUEST) == other.headers(REQUEST) == {HEADER: "MII-2"}
 
 
 def test_a_refused_token_is_not_given_out_again_while_iam_is_out(tmp_path):
     """It would only be refused once more."""
     with serving(granting("MII-1")) as server:
         auth = asking(server, tmp_path)
-        stale = auth.headers()
-    for again in (lambda: auth.refresh(stale), auth.headers):
+        stale = auth.headers(REQUEST)
+    for again in (lambda: auth.refresh(stale, {}), lambda: auth.headers(REQUEST)):
         with pytest.raises(IamUnavailable):
             again()
 
@@ -332,9 +336,9 @@ def test_a_refusal_of_iam_stops_the_job_in_its_own_words_and_is_asked_for_once(t
     with serving(answering(reply(status, body))) as server:
         auth = asking(server, tmp_path)
         with ThreadPoolExecutor(8) as threads:
-            failures = [one.exception() for one in [threads.submit(auth.headers) for _ in range(8)]]
+            failures = [one.exception() for one in [threads.submit(auth.headers, REQUEST) for _ in range(8)]]
         with pytest.raises(Refused):
-            asking(server, tmp_path).refresh({})
+            asking(server, tmp_path).refresh({}, {})
     assert len(server.requests) == 1
     for failure in failures:
         assert isinstance(failure, Refused)
@@ -354,7 +358,7 @@ def test_an_iam_under_pressure_is_an_outage_not_a_refusal(tmp_path, status, head
         auth = asking(server, tmp_path)
         for _ in range(2):
             with pytest.raises(IamUnavailable, match=f"{status} IAM.0012 The throttling") as caught:
-                auth.headers()
+                auth.headers(REQUEST)
             assert caught.value.retry_after == seconds
     assert len(server.requests) == 2
 
@@ -371,7 +375,7 @@ def test_those_who_waited_for_an_answer_that_failed_do_not_ask_again(tmp_path):
 
     def use(auth, begun):
         begun.release()
-        auth.headers()
+        auth.headers(REQUEST)
 
     with serving(script) as server, ThreadPoolExecutor(8) as threads:
         auth, begun = asking(server, tmp_path), threading.Semaphore(0)
@@ -391,7 +395,7 @@ def test_an_iam_that_refuses_connections_is_an_outage(tmp_path):
     with serving(granting("MII-1")) as server:
         auth = asking(server, tmp_path)
     with pytest.raises(IamUnavailable, match=r"IAM at .* gives no answer: no connection: Connection refused"):
-        auth.headers()
+        auth.headers(REQUEST)
 
 
 def test_an_answer_that_trickles_is_an_outage(tmp_path, monkeypatch):
@@ -403,7 +407,7 @@ def test_an_answer_that_trickles_is_an_outage(tmp_path, monkeypatch):
         server.trickle(connection, b"HTTP/1.1 201 Created\r\nContent-Length: 100000\r\n\r\n", b" ")
 
     with serving(script) as server, pytest.raises(IamUnavailable):
-        asking(server, tmp_path).headers()
+        asking(server, tmp_path).headers(REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +423,7 @@ def test_an_answer_that_trickles_is_an_outage(tmp_path, monkeypatch):
 def test_what_is_no_iam_is_a_refusal(tmp_path, answer):
     """An `auth_url` that leads elsewhere is the job file's to mend; the password is not sent on."""
     with serving(answering(answer)) as server, pytest.raises(Refused, match=r"check service\.auth\.auth_url"):
-        asking(server, tmp_path).headers()
+        asking(server, tmp_path).headers(REQUEST)
 
 
 def test_an_iam_with_a_foreign_authority_is_a_refusal(tmp_path):
@@ -427,10 +431,10 @@ def test_an_iam_with_a_foreign_authority_is_a_refusal(tmp_path):
     mine = authority(tmp_path)
     with serving(granting("MII-1"), mine.server) as server:
         with pytest.raises(Refused, match="REQUESTS_CA_BUNDLE"):
-            asking(server, tmp_path).headers()
+            asking(server, tmp_path).headers(REQUEST)
         assert server.requests == []
     with serving(granting("MII-1"), mine.server) as server:
-        assert asking(server, tmp_path, verify=mine.ca).headers() == {HEADER: "MII-1"}
+        assert asking(server, tmp_path, verify=mine.ca).headers(REQUEST) == {HEADER: "MII-1"}
 
 
 def test_the_cache_is_the_owners_alone(tmp_path):
@@ -438,7 +442,7 @@ def test_the_cache_is_the_owners_alone(tmp_path):
     folder = tmp_path / "tokens"
     folder.mkdir(mode=0o755)
     with serving(granting("MII-1")) as server:
-        asking(server, tmp_path).headers()
+        asking(server, tmp_path).headers(REQUEST)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     files = list(folder.iterdir())
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
@@ -453,7 +457,7 @@ def test_the_cache_is_where_the_environment_says(tmp_path):
             ({"HOME": str(tmp_path), "XDG_CACHE_HOME": "relative"}, tmp_path / ".cache"),
         ):
             changed = settings(base_of(server), domain=folder.name)
-            open_auth(changed, environ={"PASSWORD": "demo"} | environ).headers()
+            open_auth(changed, environ={"PASSWORD": "demo"} | environ).headers(REQUEST)
             assert list((folder / "bulkscore" / "tokens").glob("*.json"))
 
 
@@ -461,11 +465,11 @@ def test_the_cache_is_where_the_environment_says(tmp_path):
 def test_a_corrupt_cache_file_is_replaced(tmp_path, monkeypatch, content):
     """It counts as absent."""
     with serving(granting("MII-1", "MII-2")) as server:
-        asking(server, tmp_path).headers()
+        asking(server, tmp_path).headers(REQUEST)
         file = next((tmp_path / "tokens").glob("*.json"))
         file.write_bytes(content)
-        monkeypatch.setattr(auth_module, "_shared", {})
-        assert asking(server, tmp_path).headers() == {HEADER: "MII-2"}
+        monkeypatch.setattr(tokens, "_shared", {})
+        assert asking(server, tmp_path).headers(REQUEST) == {HEADER: "MII-2"}
         assert b"MII-2" in file.read_bytes()
 
 
@@ -473,15 +477,17 @@ def test_an_unusable_cache_folder_does_not_fail_the_job(tmp_path):
     """The token is kept in memory, for all that open the same account."""
     (tmp_path / "tokens").write_text("a file is in the way")
     with serving(granting("MII-1", "MII-2")) as server:
-        assert asking(server, tmp_path).headers() == asking(server, tmp_path).headers() == {HEADER: "MII-1"}
+        assert (
+            asking(server, tmp_path).headers(REQUEST) == asking(server, tmp_path).headers(REQUEST) == {HEADER: "MII-1"}
+        )
 
 
 def test_a_changed_password_does_not_find_the_old_token(tmp_path, monkeypatch):
     """Everything that asks for a token is in the key of its file."""
     with serving(granting("MII-1", "MII-2")) as server:
-        asking(server, tmp_path).headers()
+        asking(server, tmp_path).headers(REQUEST)
         monkeypatch.setenv("PASSWORD", "other")
-        assert asking(server, tmp_path).headers() == {HEADER: "MII-2"}
+        assert asking(server, tmp_path).headers(REQUEST) == {HEADER: "MII-2"}
     assert len(list((tmp_path / "tokens").glob("*.json"))) == 2
 
 
@@ -509,7 +515,7 @@ def test_no_secret_is_in_a_log_record_an_error_or_a_repr(tmp_path, monkeypatch, 
     with serving(script) as server:
         auth = asking(server, tmp_path)
         try:
-            shown.append(list(auth.headers()))
+            shown.append(list(auth.headers(REQUEST)))
         except (Refused, IamUnavailable) as error:
             shown += [str(error), repr(error), error.args, error.__cause__, error.__context__]
         shown += [repr(auth), str(auth), repr(vars(auth)), [str(path) for path in Path(tmp_path).rglob("*")]]

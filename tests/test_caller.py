@@ -104,14 +104,17 @@ class Auth:
         self.number = 0
         self.outages = []
 
-    def headers(self):
+    def headers(self, _):
         if self.outages:
             raise self.outages.pop()
         return {"X-Auth-Token": f"token-{self.number}"}
 
-    def refresh(self, stale):
-        if stale == self.headers():
+    def refresh(self, stale, _):
+        if stale == self.headers(None):
             self.number += 1
+
+    def secrets(self, used):
+        return tuple(used.values())
 
 
 @contextmanager

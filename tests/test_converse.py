@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.converse import Answered, Dead, Oversized, Refresh, Scored, Send, Setting, Unanswered, Wait, converse
+from pipeline.converse import (
+    Answered,
+    Dead,
+    Oversized,
+    Refresh,
+    Scored,
+    Send,
+    Setting,
+    Unanswered,
+    Wait,
+    converse,
+    told,
+)
 from pipeline.encode import RowEncoder
 from pipeline.errors import Refused, StorageFailed
 from pipeline.ids import row_namer
@@ -271,11 +283,13 @@ def test_the_history_tells_what_was_said_by_whom_and_what_was_done():
 
 
 def test_dead_credentials_are_renewed_once_and_the_request_sent_again():
-    """401, new credentials, success: no wait between."""
+    """401, new credentials, success: no wait between; who renews them hears what was said."""
     world = World(saying(EXPIRED))
     chunk = chunk_of(2)
     (scored,) = world.run(chunk)
-    assert world.commands == [Send(chunk), Refresh(), Send(chunk)]
+    first, refresh, again = world.commands
+    assert (first, type(refresh), again) == (Send(chunk), Refresh, Send(chunk))
+    assert told(refresh.fault) == "401 APIG.0307 The token must be updated"
     assert scored.attempts == 2
 
 

@@ -25,7 +25,7 @@ from rawserver import answering, authority, cut, serving
 from tenacity import wait_none
 
 import jobs
-from pipeline import auth as auth_module
+from pipeline import tokens
 from pipeline.modelarts import ModelArts
 from schemas.secret import strike
 
@@ -215,7 +215,7 @@ def place(tmp_path, monkeypatch, capfd):
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(auth_module, "_shared", {})
+    monkeypatch.setattr(tokens, "_shared", {})
     monkeypatch.setattr("pipeline.retry._BACKOFF", wait_none())
     found = Place(tmp_path / "job", tmp_path / "cache", capfd)
     root, level = logging.getLogger(), logging.getLogger().level

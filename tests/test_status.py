@@ -48,8 +48,13 @@ GATEWAY = [
         for text in (
             "app not found, appkey xxx",
             "app not found with specified appCode",
-            "signature expired, signature time:20191115T033655Z,server time:20191115T043655Z",
         )
+    ),
+    (  # a clock can be set right
+        401,
+        "APIG.0303",
+        "Incorrect app authentication information: signature expired, signature time:x,server time:y",
+        REFRESH,
     ),
     (403, "APIG.0304", "The app is not authorized to access the API.", STOP),
     (401, "APIG.0305", "Incorrect authentication information.", REFRESH),

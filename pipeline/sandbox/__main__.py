@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from pipeline.sandbox.iam import DEMO
+from pipeline.sandbox.credentials import ENVIRONMENT
 from pipeline.sandbox.options import Options
 from pipeline.sandbox.server import running
 
@@ -22,12 +22,14 @@ SHOWN: Final = 3
 
 def demo(job: str) -> int:
     """Return the exit code of the run."""
+    text = Path(job).read_text(encoding="utf-8")
     with running(Options(port=0)) as url:
         print(f"* sandbox: {url}", file=sys.stderr)
         shown = ["bulkscore", "run", job, "--param", f"service={url}"]
-        print(f"* DEMO_PASSWORD={DEMO} {shlex.join(shown)}", file=sys.stderr, flush=True)
+        secrets = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items() if f"env:{name}}}" in text)
+        print(f"* {secrets} {shlex.join(shown)}", file=sys.stderr, flush=True)
         command = [str(Path(sys.executable).with_name("bulkscore")), *shown[1:], "--json"]
-        environment = {**os.environ, "DEMO_PASSWORD": DEMO}
+        environment = {**os.environ, **ENVIRONMENT}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - ours
     if done.returncode == 0:
         show(json.loads(done.stdout))

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.routing import Route, Router
+from starlette.routing import Mount, Route, Router
 
 from pipeline.sandbox.iam import Denied, authenticate, document
-from pipeline.sandbox.infer import Service, World
+from pipeline.sandbox.infer import DIRECT, Service, World
 from pipeline.sandbox.iris import Iris
 from pipeline.sandbox.replies import Refusal, not_allowed, reply
 
@@ -50,10 +50,14 @@ def build(options: Options) -> ASGIApp:
     """
     world = World(options)
     iris = Service(world, Iris(wrapped=True))
-    routes = [
+    services = [
         Route("/v1/infers/iris", iris),
         Route("/v1/infers/iris/predictions/iris", iris),
         Route("/v1/infers/iris-xgb", Service(world, Iris(wrapped=False))),
+    ]
+    routes = [
+        *services,
+        Mount(DIRECT, Router(services, redirect_slashes=False, default=_unknown)),
         Route("/v3/auth/tokens", Endpoint("POST", _token_endpoint(world))),
         Route("/stats", Endpoint("GET", _stats_endpoint(world))),
         Route("/healthz", Endpoint("GET", _healthz)),

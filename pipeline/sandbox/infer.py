@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import ClientDisconnect, Request
 
+from pipeline.sandbox.credentials import Credentials
 from pipeline.sandbox.faults import OK, read_rules
 from pipeline.sandbox.iam import Tokens
 from pipeline.sandbox.iris import Answer, Iris, peek, predict
@@ -17,6 +18,7 @@ from pipeline.sandbox.replies import SERVICE, Refusal, bad_gateway_page, crashed
 from pipeline.sandbox.schedule import Schedule
 from pipeline.sandbox.stats import Stats
 from pipeline.sandbox.wire import deliver
+from pipeline.sign import Request as Asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.sandbox.faults import Fault
     from pipeline.sandbox.options import Options
 
+DIRECT: Final = "/vpc"  # the high-speed channel, straight to the instance: nobody asks for credentials
 FOREIGN: Final = "00000000-0000-4000-8000-000000000000"  # the uuid of nobody's request
 
 # Answers that do not fit their request.
@@ -44,6 +47,7 @@ class World:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.tokens = Tokens(options.token_seconds)
+        self.credentials = Credentials(self.tokens, options.iam)
         self.schedule = Schedule(read_rules(options.faults), chaos=options.chaos, seed=options.seed)
         self.bucket = Bucket(options.rate)
         self.slots = execution_slots(options.slots)
@@ -109,10 +113,16 @@ class Service:
         if fault.kind == "html":
             return Outcome(bad_gateway_page())
         self._check_fault(fault)
-        self._world.tokens.check(request.headers.get("x-auth-token"))
+        await self._check_credentials(request, body)
         if not self._world.bucket.take():
             raise Refusal("429 APIG.0308")
         return await self._execute(body, fault)
+
+    async def _check_credentials(self, request: Request, body: bytes) -> None:
+        if request.scope.get("root_path") == DIRECT:
+            return
+        url = f"http://sandbox{request.scope['raw_path'].decode()}?{request.scope['query_string'].decode()}"
+        await self._world.credentials.check(Asked(request.method, url, request.headers, body))
 
     def _check_declared(self, size: int) -> None:
         # The rest of a refused body is read and thrown away by the server below us, so that a client that sends

@@ -28,4 +28,5 @@ class Options:
     seed: int = 1  # of the random faults
     tls_cert: str | os.PathLike[str] | None = None
     tls_key: str | os.PathLike[str] | None = None
+    iam: str | None = None  # base URL of an IAM that is asked about each token, instead of the sandbox's own
     record: int = 0  # requests kept for /stats?requests=1, with their headers and so with their tokens

@@ -26,6 +26,8 @@ MESSAGES: Final[dict[str, str]] = {
     "400 APIG.0201": "API request error",
     "401 APIG.0307": "The token must be updated",
     "401 APIG.0301": "Incorrect IAM authentication information",
+    "401 APIG.0303": "Incorrect app authentication information",
+    "401 APIG.0305": "Incorrect authentication information",
     "403 APIG.0302": "The IAM user is not authorized to access the API",
     "404 APIG.0101": "The API does not exist or has not been published in the environment",
     "404 ModelArts.4204": "API / does not exist.",

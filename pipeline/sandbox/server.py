@@ -14,7 +14,7 @@ import uvicorn
 
 from pipeline.errors import JobError
 from pipeline.sandbox.app import build
-from pipeline.sandbox.iam import DEMO, PROJECT_ID
+from pipeline.sandbox.credentials import TOLD
 from pipeline.sandbox.options import Options
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def serve(options: Options) -> None:
 
     def announce() -> None:
         print(f"bulkscore sandbox: {_url(options, listener)}", flush=True)
-        credentials = f"user, password, domain, project: {DEMO}; project id: {PROJECT_ID}"
-        print(credentials, file=sys.stderr, flush=True)
+        print(TOLD, file=sys.stderr, flush=True)
 
     config = _config(options)
     with _listen(options) as listener:

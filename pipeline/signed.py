@@ -1,0 +1,74 @@
+"""Credentials that are never sent: each attempt is signed with a key, afresh."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Final
+
+from pipeline.errors import Refused
+from pipeline.sign import CONTENT, DATE, DATE_FORMAT, UNSIGNED, sign
+from schemas.secret import Unpicklable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pipeline.sign import Request
+
+SKEW_SECONDS: Final = 60.0
+"""By which the service's clock must differ for ours to be what a signature was refused for."""
+
+TOKEN: Final = "X-Security-Token"  # noqa: S105 a header's name
+
+
+class Signed(Unpicklable):
+    """An access key (AK/SK, which may be temporary, with a security token), or an application's key and secret.
+
+    Five refusals in a row lock a key, so that the first one is the last. Only where the service's clock shows that ours
+    was the reason, its clock is taken from then on, and the attempt is made once more.
+    """
+
+    def __init__(
+        self, access: str, secret: str, *, token: str | None = None, mend: str, clock: Callable[[], float]
+    ) -> None:
+        self._access = access
+        self._secret = secret
+        self._token = {TOKEN: token} if token else {}
+        self._mend = mend
+        self._clock = clock
+        self._ahead = 0.0  # seconds of the service's clock before ours
+
+    def headers(self, request: Request) -> Mapping[str, str]:
+        """Sign an attempt; the body of a form with files goes unsigned, as the gateway wants it."""
+        added = self._token
+        if _content_type(request.headers).startswith("multipart/"):
+            added = {**added, CONTENT: UNSIGNED}
+        request = request._replace(headers={**request.headers, **added})
+        return {**added, **sign(request, self._access, self._secret, datetime.fromtimestamp(self._now(), UTC))}
+
+    def refresh(self, stale: Mapping[str, str], reply: Mapping[str, str]) -> None:
+        """Take the service's clock where ours made `stale`, and is wrong; raises `Refused` where it is not to blame."""
+        theirs = _moment(reply.get("Date", ""))
+        signed = datetime.strptime(stale[DATE], DATE_FORMAT).replace(tzinfo=UTC).timestamp()
+        now = self._now()  # right already where another thread was first
+        if theirs is None or max(abs(theirs - now), abs(signed - now)) <= SKEW_SECONDS:
+            raise Refused(self._mend)
+        self._ahead += theirs - now
+
+    def secrets(self, used: Mapping[str, str]) -> tuple[str, ...]:
+        """Give what a service can quote: a signature, which lets in whoever repeats it at once, and the token."""
+        return (used["Authorization"].rpartition("=")[2], *self._token.values())
+
+    def _now(self) -> float:
+        return self._clock() + self._ahead
+
+
+def _content_type(headers: Mapping[str, str]) -> str:
+    return next((value.lower() for name, value in headers.items() if name.lower() == "content-type"), "")
+
+
+def _moment(date: str) -> float | None:
+    try:
+        return parsedate_to_datetime(date).replace(tzinfo=UTC).timestamp()
+    except (ValueError, OverflowError):
+        return None
