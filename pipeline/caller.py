@@ -276,7 +276,8 @@ class Caller:
             if bounds:
                 self._places.unsent()
                 return {}, Oversized(bounds)
-            asked = Request("POST", self._setting.url, self._headers, chunk.body)
+            method, body = self._transport.signed(chunk.body)
+            asked = Request(method, self._setting.url, self._headers, body)
             try:
                 credentials = self._auth.headers(asked)  # now, and not before: a place can be long in coming
             except IamUnavailable as error:

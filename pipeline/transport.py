@@ -168,6 +168,10 @@ class Transport:
             return NoReply(kind, f"{place_of(url)}: {words}", exchange.sent, seconds)
         return Reply(status, said, content, seconds)
 
+    def signed(self, body: bytes) -> tuple[str, bytes]:
+        """Return the method and the body that a signature is over."""
+        return self._method, body
+
     def settle(self, uuid: str, *, fits: bool) -> None:
         """Hear whether the last reply to a request was an answer; here nobody doubts whose it is."""
 

@@ -25,6 +25,9 @@ class Way(Protocol):
     ) -> Reply | NoReply:
         """One attempt, over within `deadline_seconds`. Raises `JobError` for a URL or a header that cannot be sent."""
 
+    def signed(self, body: bytes) -> tuple[str, bytes]:
+        """Return the method and the body that a signature is over."""
+
     def settle(self, uuid: str, *, fits: bool) -> None:
         """Hear whether the last reply to the request was its answer."""
 

@@ -139,6 +139,10 @@ class WebSockets:
         except TimeoutError:  # the loop hangs
             return _late(url, deadline_seconds, received=True, seconds=self._clock() - start)
 
+    def signed(self, body: bytes) -> tuple[str, bytes]:  # noqa: ARG002 it is the handshake that is signed
+        """Return the method and the body that a signature is over."""
+        return "GET", b""
+
     def settle(self, uuid: str, *, fits: bool) -> None:
         """Say whether the last answer to a request was one; what it came over is used again only then."""
         with suppress(RuntimeError):
