@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import jmespath
 
 from pipeline.modelarts import ModelArts
-from pipeline.multipart import Multipart
+from pipeline.multipart import Messages, Multipart
 from pipeline.pack import MAX_ROWS
 from pipeline.template import Template
 from schemas.options import JsonOptions
@@ -25,6 +25,9 @@ ADAPTERS: Final[Mapping[str, Callable[[Any, str], Adapter]]] = {
 }
 """By `service.protocol`: what makes an adapter of `service.options` and a boundary."""
 
+MESSAGES: Final[Mapping[str, Callable[[Any, str], Adapter]]] = {"file": Messages}
+"""Those whose requests have another form over a websocket."""
+
 UNSENT: Final = "-" * 32
 """A boundary for bodies that nobody will see: as long as one that is sent."""
 
@@ -34,7 +37,8 @@ def adapter_of(service: Service, boundary: str = UNSENT) -> Adapter:
     options = service.options
     if picker_of(service) and isinstance(options, JsonOptions):  # the answer is found in each event, and joined
         options = options.model_copy(update={"answer": None})
-    return ADAPTERS[service.protocol](options, boundary)
+    adapter = MESSAGES.get(service.protocol) if service.way == "websocket" else None
+    return (adapter or ADAPTERS[service.protocol])(options, boundary)
 
 
 def picker_of(service: Service) -> Callable[[Any], Any] | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 
 from pipeline.sandbox.credentials import Credentials
 from pipeline.sandbox.faults import OK, read_rules
 from pipeline.sandbox.iam import Tokens
-from pipeline.sandbox.iris import Answer, Iris, peek, predict
+from pipeline.sandbox.iris import Answer
 from pipeline.sandbox.limits import Bucket, execution_slots
 from pipeline.sandbox.replies import SERVICE, Refusal, bad_gateway_page, crashed, not_allowed, reply
 from pipeline.sandbox.schedule import Schedule
@@ -21,7 +21,7 @@ from pipeline.sandbox.wire import deliver
 from pipeline.sign import Request as Asked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from starlette.responses import Response
     from starlette.types import Receive, Scope, Send
@@ -32,13 +32,32 @@ if TYPE_CHECKING:
 DIRECT: Final = "/vpc"  # the high-speed channel, straight to the instance: nobody asks for credentials
 FOREIGN: Final = "00000000-0000-4000-8000-000000000000"  # the uuid of nobody's request
 
-# Answers that do not fit their request.
-MISFITS: Final[dict[str, Callable[[Answer], Answer]]] = {
+# Answers that do not fit their request, where a model takes several rows and gives a uuid back.
+MISFITS: Final[dict[str, Callable[[Answer[Any]], Answer[Any]]]] = {
     "short": lambda answer: replace(answer, predictions=answer.predictions[:-1]),
     "long": lambda answer: replace(answer, predictions=answer.predictions + answer.predictions[-1:]),
     "foreign": lambda answer: replace(answer, uuid=FOREIGN),
     "blank": lambda answer: replace(answer, uuid=""),
 }
+
+
+class Model(Protocol):
+    """What is behind a path: how it reads requests, what it predicts, how it answers. No I/O."""
+
+    several: bool
+    """Whether it takes several rows, and gives back the request's uuid."""
+
+    def read(self, body: bytes, content_type: str = ...) -> tuple[object, Sequence[Any]]:
+        """Return uuid and rows of a request. Raises Refusal."""
+
+    def predict(self, rows: Any) -> list[Any]:
+        """Return a prediction for each row."""
+
+    def write(self, answer: Answer[Any]) -> bytes:
+        """Return the reply's body."""
+
+    def peek(self, body: bytes, content_type: str = ...) -> tuple[object, list[dict[str, Any]]]:
+        """Return the uuid of any body, and by which values a schedule may tell its rows."""
 
 
 class World:
@@ -67,7 +86,7 @@ class Outcome:
 class Service:
     """A deployed model behind the gateway, as an ASGI application."""
 
-    def __init__(self, world: World, model: Iris) -> None:
+    def __init__(self, world: World, model: Model) -> None:
         self._world = world
         self._model = model
 
@@ -107,7 +126,8 @@ class Service:
         body = await self._body(request)
         if self._world.options.record:
             self._world.recorded.append({"headers": dict(request.headers), "body": body})
-        fault = self._world.schedule.draw(identity, lambda: peek(body), chance)
+        kind = request.headers.get("content-type", "")
+        fault = self._world.schedule.draw(identity, lambda: self._model.peek(body, kind), chance)
         if fault != OK:
             self._world.stats.by_fault[fault.name] += 1
         if fault.kind == "html":
@@ -116,7 +136,7 @@ class Service:
         await self._check_credentials(request, body)
         if not self._world.bucket.take():
             raise Refusal("429 APIG.0308")
-        return await self._execute(body, fault)
+        return await self._execute(body, kind, fault)
 
     async def _check_credentials(self, request: Request, body: bytes) -> None:
         if request.scope.get("root_path") == DIRECT:
@@ -154,18 +174,18 @@ class Service:
         if fault.kind == "error":
             raise Refusal(fault.error, retry_after=fault.retry_after)
 
-    async def _execute(self, body: bytes, fault: Fault = OK) -> Outcome:
+    async def _execute(self, body: bytes, kind: str, fault: Fault = OK) -> Outcome:
         options = self._world.options
         async with self._world.slots:
-            uuid, rows = self._model.read(body)
+            uuid, rows = self._model.read(body, kind)
             self._world.stats.rows_received += len(rows)
-            answer = Answer(uuid, predict(rows))
+            answer = Answer(uuid, self._model.predict(rows))
             await asyncio.sleep(options.latency + options.row_latency * len(rows) + fault.seconds)
         if fault.kind == "crash":
             return Outcome(crashed())
         if fault.kind == "garbage":
             return Outcome(reply(b'{"data": {"resp_data": [<', server=SERVICE))
-        misfit = MISFITS.get(fault.kind)
+        misfit = MISFITS.get(fault.kind) if self._model.several else None
         answer = misfit(answer) if misfit else answer
         content = self._model.write(answer)
         return Outcome(self._reply(content, fault.kind), len(answer.predictions), fault.kind)

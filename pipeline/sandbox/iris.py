@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 import numpy as np
@@ -61,12 +61,15 @@ class Prediction(msgspec.Struct, gc=False, frozen=True):
     score: float
 
 
+One = TypeVar("One")
+
+
 @dataclass(frozen=True)
-class Answer:
-    """What the service says: the request's uuid (blank if it had none) and one prediction per row."""
+class Answer(Generic[One]):
+    """What a service says: the request's uuid (blank if it had none) and one prediction per row."""
 
     uuid: object
-    predictions: list[Prediction]
+    predictions: list[One]
 
 
 _measurements = attrgetter(*FEATURES)
@@ -92,11 +95,13 @@ def _probabilities(table: NDArray[np.float64]) -> NDArray[np.float64]:
 class Iris:
     """The service; `wrapped` is whether rows and answers are inside `data`."""
 
+    several = True
+
     def __init__(self, *, wrapped: bool) -> None:
         self._wrapped = wrapped
         self._decoder: msgspec.json.Decoder[Wrapped | Bare] = msgspec.json.Decoder(Wrapped if wrapped else Bare)
 
-    def read(self, body: bytes) -> tuple[object, list[Row]]:
+    def read(self, body: bytes, content_type: str = "") -> tuple[object, list[Row]]:  # noqa: ARG002 - it is JSON
         """Return uuid and rows of a request.
 
         Raises:
@@ -110,7 +115,15 @@ class Iris:
         rows = request.data.req_data if isinstance(request, Wrapped) else request.req_data
         return uuid_of(request.meta), rows
 
-    def write(self, answer: Answer) -> bytes:
+    def predict(self, rows: Sequence[Row]) -> list[Prediction]:
+        """Classify each row."""
+        return predict(rows)
+
+    def peek(self, body: bytes, content_type: str = "") -> tuple[object, list[dict[str, Any]]]:  # noqa: ARG002
+        """Return uuid and rows, with all their fields, of any body; blank and none if it has no such thing."""
+        return peek(body)
+
+    def write(self, answer: Answer[Prediction]) -> bytes:
         """Return the reply's body."""
         content: dict[str, object] = {"resp_data": answer.predictions}
         meta = {"meta": {"uuid": answer.uuid}}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 from starlette.requests import HTTPConnection
 
+from pipeline.sandbox.digits import Digits, points_of
 from pipeline.sandbox.faults import OK
 from pipeline.sandbox.infer import DIRECT, FOREIGN, Outcome, Service
 from pipeline.sandbox.replies import Refusal, bad_gateway_page, not_allowed
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope, Send
 
+    from pipeline.sandbox.digits import Points
     from pipeline.sandbox.infer import Model, World
 
 FRAGMENT: Final = 65_536  # bytes of the largest frame that the gateway passes on
@@ -46,6 +48,15 @@ CODES: Final[dict[int, int]] = {
     504: 3008,
 }
 """How a connection is closed where a reply would have this status."""
+
+
+class Pictures(Digits):
+    """Digits whose picture is a binary message; text messages are JSON."""
+
+    def read(self, body: bytes, content_type: str = JSON) -> tuple[object, list[Points]]:
+        """Return the points of the picture. Raises Refusal."""
+        return ("", [points_of(body)]) if content_type == BINARY else super().read(body, content_type)
+
 
 _NOTICE: Final = b'{"event": "notice", "text": "nobody asked for this"}'
 

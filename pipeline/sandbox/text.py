@@ -21,17 +21,22 @@ if TYPE_CHECKING:
     from pipeline.sandbox.iris import Answer
 
 _UNSPACED: Final = "\u3040-\u30ff\u3400-\u9fff"  # kana and Chinese characters
-_BETWEEN: Final = r"\s!-&(-/:-@\[-`{-~\u00a1\u00ab\u00bb\u00bf\u0964\u060c\u061f\u2013\u2014\u2026\u201c-\u201e\u3000-\u303f\uff01-\uff0f\uff1f"
+_BETWEEN: Final = (
+    r"\s!-&(-/:-@\[-`{-~"
+    r"\u00a1\u00ab\u00bb\u00bf\u0964\u060c\u061f\u2013\u2014\u2026\u201c-\u201e\u3000-\u303f\uff01-\uff0f\uff1f"
+)
 _WORD: Final = re.compile(rf"[{_UNSPACED}]|[^{_BETWEEN}{_UNSPACED}]+")
-_END: Final = re.compile(r"[.!?\u3002\uff01\uff1f\u0964\u061f\u2026]+(?=\W|$)|[\u3002\uff01\uff1f]+")
-_GOOD: Final = frozenset(
-    """good great love loved happy nice bon bonne aime beau gut liebe schön froh bueno buena feliz amo 好 爱 喜 乐
-    хорошо люблю рад καλό αγαπώ अच्छा प्यार حب جميل 좋다 좋아요""".split()
-)
-_BAD: Final = frozenset(
-    """bad hate awful sad terrible mauvais mauvaise triste déteste schlecht traurig hasse malo mala odio 坏 恨 悲
-    плохо грустно κακό λυπημένος बुरा दुखी سيئ حزين 싫다 나쁘다""".split()
-)
+_END: Final = re.compile(r"[.!?\u0964\u061f\u2026]+(?=\W|$)|[\u3002\uff01\uff1f]+")
+
+GOOD: Final = """
+    good great love loved happy nice bon bonne aime beau gut liebe schön froh bueno buena feliz amo 好 爱 喜 乐
+    хорошо люблю рад καλό αγαπώ अच्छा प्यार حب جميل 좋다 좋아요
+"""
+BAD: Final = """
+    bad hate awful sad terrible mauvais mauvaise triste déteste schlecht traurig hasse malo mala odio 坏 恨 悲
+    плохо грустно κακό λυπημένος बुरा दुखी سيئ حزين 싫다 나쁘다
+"""
+_MOODS: Final = {**dict.fromkeys(GOOD.split(), 1), **dict.fromkeys(BAD.split(), -1)}
 
 
 class Asked(msgspec.Struct):
@@ -97,11 +102,10 @@ class Text:
 def figures(text: str) -> Figures:
     """Look at a text."""
     words = [word.casefold() for word in _WORD.findall(text)]
-    weight = sum((word in _GOOD) - (word in _BAD) for word in words)
-    weighed = sum(word in _GOOD or word in _BAD for word in words)
+    moods = [_MOODS[word] for word in words if word in _MOODS]
     most = max(Counter(words).items(), key=lambda one: one[1], default=("", 0))[0]
-    sentences = len(_END.findall(text)) or bool(words)
-    return Figures(int(sentences), len(words), most, weight / weighed if weighed else 0.0)
+    sentences = len(_END.findall(text)) or int(bool(words))
+    return Figures(sentences, len(words), most, sum(moods) / len(moods) if moods else 0.0)
 
 
 def _event(value: object) -> bytes:
