@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from uuid import uuid4
 
 from starlette.responses import Response
 
 from pipeline.sandbox.infer import Service
-from pipeline.sandbox.replies import SERVICE, reply
+from pipeline.sandbox.replies import SERVICE
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -40,4 +41,5 @@ class Streaming(Service):
         events = content.split(b"\n\n")
         if kind in {"short", "error-event"}:
             content = b"\n\n".join([*events[: len(events) // 2], b""]) + (_FAILURE if kind == "error-event" else b"")
-        return Stream(content, headers=dict(reply(b"", server=SERVICE).headers), media_type=MEDIA_TYPE)
+        headers = {"Server": SERVICE, "X-Request-Id": uuid4().hex}
+        return Stream(content, headers=headers, media_type=MEDIA_TYPE)
