@@ -41,6 +41,7 @@ CLOSE_SECONDS: Final = 1.0
 _NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _SCHEMES: Final = {"http": "ws", "https": "wss"}
 _OK: Final = 200
+_ABSENT: Final = msgspec.Raw()
 
 
 class _Meta(msgspec.Struct):
@@ -51,9 +52,9 @@ class _Marked(msgspec.Struct):
     """What is looked at of a message: whose answer it says it is, and whether it tells of an error."""
 
     meta: _Meta | str | None = None
-    erno: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
-    error_code: msgspec.Raw | None = None
+    erno: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
+    error_code: msgspec.Raw = _ABSENT
 
     @property
     def uuid(self) -> str | None:
@@ -63,7 +64,7 @@ class _Marked(msgspec.Struct):
 
     @property
     def erring(self) -> bool:
-        return not (self.erno is self.error is self.error_code is None)
+        return any(bytes(one) not in {b"", b"null"} for one in (self.erno, self.error, self.error_code))
 
 
 _MARKED: Final = msgspec.json.Decoder(_Marked)
@@ -91,6 +92,11 @@ class _Connection:
         self.headers = CaseInsensitiveDict(socket.response.headers.raw_items())
         self.listening: asyncio.Task[None] | None = None
 
+    @property
+    def waits(self) -> _Asked | None:
+        """The request that has no answer yet."""
+        return self.asked if self.asked and not self.asked.answer.done() else None
+
 
 class WebSockets:
     """Asks over websockets, for any number of threads at once. One per worker process; close it when all is answered.
@@ -117,6 +123,7 @@ class WebSockets:
         self._idle: dict[str, list[_Connection]] = {}
         self._doubted: dict[str, _Connection] = {}  # by the request whose answer came without a uuid
         self._echoes = False  # whether the service sends uuids back
+        self._ending, self._ended = threading.Lock(), False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="websockets", daemon=True)
         self._thread.start()
@@ -156,18 +163,20 @@ class WebSockets:
 
     def _submit(self, work: Coroutine[Any, Any, Reply | NoReply]) -> Future[Reply | NoReply]:
         """Give the loop something to do; where it has ended, nobody would ever do it, and it is cancelled."""
-        try:
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            work.close()
-            never: Future[Reply | NoReply] = Future()
-            never.cancel()
-            return never
+        with self._ending:
+            if not self._ended:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        never: Future[Reply | NoReply] = Future()
+        never.cancel()
+        return never
 
     def _run(self) -> None:
         try:
             self._loop.run_forever()
         finally:
+            with self._ending:  # what was begun before is let go by `_end`
+                self._ended = True
             self._loop.run_until_complete(self._end())
             self._loop.close()
 
@@ -244,8 +253,8 @@ class WebSockets:
             while True:
                 self._heard(connection, await connection.socket.recv(decode=False))
         except ConnectionClosed as end:
-            if connection.asked and not connection.asked.answer.done():
-                connection.asked.answer.set_exception(end)
+            if connection.waits:
+                connection.waits.answer.set_exception(end)
         finally:
             self._forget(connection)
 
@@ -255,18 +264,18 @@ class WebSockets:
             asked.answer.set_result(message)
             return
         self.unasked += 1
-        if not (connection.asked or connection.sends_uuids):
+        if not (connection.waits or connection.sends_uuids):
             self._drop(connection)
 
     def _meant(self, connection: _Connection, message: bytes) -> _Asked | None:
         """Find the request that a message answers."""
         marked = _marked(message)
-        here = connection.asked if connection.asked and not connection.asked.answer.done() else None
+        here = connection.waits
         if marked.uuid:
             for one in (connection, *self._open):
-                if one.asked and one.asked.uuid == marked.uuid and not one.asked.answer.done():
+                if one.waits and one.waits.uuid == marked.uuid:
                     self._echoes = True
-                    return one.asked
+                    return one.waits
             return here if here and not here.named else None
         pushed = here and here.named and self._echoes and marked.uuid is None and not marked.erring
         return None if pushed else here
