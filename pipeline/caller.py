@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from pipeline.pack import Limits as Bounds
     from pipeline.progress import Progress
     from pipeline.stopping import Stopping
-    from pipeline.transport import Reply, Transport
+    from pipeline.transport import Reply
+    from pipeline.ways import Way
     from schemas.job import Limits
 
 BUDGET_BYTES: Final = 96_000_000
@@ -88,7 +89,7 @@ class Caller:
         self,
         setting: Setting,
         *,
-        transport: Transport,
+        transport: Way,
         auth: Auth,
         headers: Mapping[str, str],
         limits: Limits,
@@ -275,7 +276,8 @@ class Caller:
             if bounds:
                 self._places.unsent()
                 return {}, Oversized(bounds)
-            asked = Request("POST", self._setting.url, self._headers, chunk.body)
+            method, body = self._transport.signed(chunk.body)
+            asked = Request(method, self._setting.url, self._headers, body)
             try:
                 credentials = self._auth.headers(asked)  # now, and not before: a place can be long in coming
             except IamUnavailable as error:
@@ -284,8 +286,9 @@ class Caller:
             self._places.leave(trip)
             headers = {**self._headers, **credentials, **trace(chunk.uuid)}  # unsigned, for gateways may rewrite it
             reply = self._transport.post(
-                self._setting.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline
+                self._setting.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline, uuid=chunk.uuid
             )
+        trip.uuid = chunk.uuid
         trip.seconds, trip.rows, trip.size = reply.seconds, len(chunk), len(chunk.body)
         trip.late = reply.kind == "timeout" if isinstance(reply, NoReply) else reply.status == GATEWAY_TIMEOUT
         if isinstance(reply, NoReply):
@@ -315,6 +318,7 @@ class Caller:
             self._budget.seen(reply, rows)
 
     def _failed(self, trip: Trip, fault: Fault) -> None:
+        self._transport.settle(trip.uuid, fits=False)
         with self._changed:
             if trip.sent and fault.action is Action.TIMEOUT:
                 self._sizing.late(trip.rows)
@@ -323,6 +327,7 @@ class Caller:
         self._places.failed(trip, fault, by_the_model=of_content(fault))
 
     def _succeeded(self, trip: Trip) -> None:
+        self._transport.settle(trip.uuid, fits=True)
         with self._changed:
             self._sizing.answered(trip.rows, trip.size, trip.seconds)
         self._places.succeeded(trip)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, get_args
 from pipeline.jobyaml import Keys
 from schemas.auth import AUTHS, AkSkAuth, AppKeyAuth, TokenAuth
 from schemas.job import OUR_COLUMNS, InputFormat, Job, leaves
-from schemas.options import OPTIONS, FileOptions, ModelArtsOptions, Options
+from schemas.options import OPTIONS, FileOptions, JsonOptions, ModelArtsOptions, Options
 from schemas.template import one_row
 from schemas.values import shown
 
@@ -197,6 +197,21 @@ def _transport(job: Job) -> Iterator[Problem]:
     for name, way in {"events": "sse", "message": "websocket", "greeting": "websocket"}.items():
         if name in service.options.model_fields_set and service.way != way:
             yield (*_OPTIONS, name), f"only transport {way} has it, and it is {service.way}; leave it out"
+    yield from _carried(job)
+
+
+def _carried(job: Job) -> Iterator[Problem]:
+    """Refuse what a protocol has and its transport cannot carry."""
+    options, way = job.service.options, job.service.way
+    if isinstance(options, JsonOptions) and way == "sse" and options.events in {None, "joined"}:
+        if not one_row(options.body):
+            why = "joined events are one answer, and $rows in service.options.body sends many rows"
+            yield (*_OPTIONS, "events"), f"{why}; allowed: last, or a body without $rows"
+    elif isinstance(options, FileOptions) and way == "websocket":
+        if options.form:
+            yield (*_OPTIONS, "form"), "a websocket's message is the file alone; leave it out"
+        if options.message == "json":
+            yield (*_OPTIONS, "message"), "'json' is text, and a file is bytes; allowed: binary"
 
 
 def _chosen(job: Job) -> Iterator[Problem]:

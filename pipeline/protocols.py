@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import jmespath
+
 from pipeline.modelarts import ModelArts
-from pipeline.multipart import Multipart
+from pipeline.multipart import Messages, Multipart
 from pipeline.pack import MAX_ROWS
 from pipeline.template import Template
+from schemas.options import JsonOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,13 +25,30 @@ ADAPTERS: Final[Mapping[str, Callable[[Any, str], Adapter]]] = {
 }
 """By `service.protocol`: what makes an adapter of `service.options` and a boundary."""
 
+MESSAGES: Final[Mapping[str, Callable[[Any, str], Adapter]]] = {"file": Messages}
+"""Those whose requests have another form over a websocket."""
+
 UNSENT: Final = "-" * 32
 """A boundary for bodies that nobody will see: as long as one that is sent."""
 
 
 def adapter_of(service: Service, boundary: str = UNSENT) -> Adapter:
     """Return what speaks the job's protocol; who sends gives a `boundary` that no content can have guessed."""
-    return ADAPTERS[service.protocol](service.options, boundary)
+    options = service.options
+    if picker_of(service) and isinstance(options, JsonOptions):  # the answer is found in each event, and joined
+        options = options.model_copy(update={"answer": None})
+    adapter = MESSAGES.get(service.protocol) if service.way == "websocket" else None
+    return (adapter or ADAPTERS[service.protocol])(options, boundary)
+
+
+def picker_of(service: Service) -> Callable[[Any], Any] | None:
+    """Return what finds a piece of the answer in an event, where pieces are joined and the job says how."""
+    options = service.options
+    joined = service.way == "sse" and options.events in {None, "joined"}
+    if not (joined and isinstance(options, JsonOptions) and options.answer):
+        return None
+    search: Callable[[Any], Any] = jmespath.compile(options.answer).search
+    return search
 
 
 def most_rows(service: Service) -> int:

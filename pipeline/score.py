@@ -29,8 +29,8 @@ from pipeline.protocols import adapter_of, most_rows
 from pipeline.read import FILES, Reader, schema_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
-from pipeline.transport import Transport
 from pipeline.trial import Trial
+from pipeline.ways import way_of
 from pipeline.write import RangeWriter
 from schemas.plan import NO_END
 from schemas.secret import Unresolved
@@ -319,15 +319,9 @@ def _caller(
         auth = open_auth(service.auth, verify=service.tls.ca or service.tls.verify)
     except Unresolved as error:
         raise JobError(str(error)) from None
-    transport = Transport(
-        verify=service.tls.ca or service.tls.verify,
-        cert=(service.tls.cert, service.tls.key) if service.tls.cert and service.tls.key else service.tls.cert,
-        connections=service.limits.in_flight,
-        method=adapter.method,
-    )
     return Caller(
         setting,
-        transport=transport,
+        transport=way_of(service, adapter.method),
         auth=auth,
         headers=headers,
         limits=service.limits.model_copy(update={"rows": most_rows(service)}),

@@ -36,7 +36,7 @@ Kind = Literal["refused", "unknown-host", "reset", "timeout", "tls", "protocol"]
 # The sockets' own timeouts are a second fence, and a later one: the two must not race to end one exchange.
 FENCE_SECONDS: Final = 1.0
 
-_DEFAULTS: Final = {"User-Agent": f"bulkscore/{__version__}", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
+DEFAULTS: Final = {"User-Agent": f"bulkscore/{__version__}", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
 
 # Foreign errors, most specific first: the first row that fits the error, or anything that it wraps, says what happened.
 # No text of theirs is passed on, because some of them quote what was sent.
@@ -120,6 +120,8 @@ class Transport:
     replies. Nothing is tried again. Raises `JobError` for unusable certificates. Close it when all posts are over.
     """
 
+    _defaults: Mapping[str, str] = DEFAULTS
+
     def __init__(
         self,
         *,
@@ -135,14 +137,22 @@ class Transport:
         self._method = method
         self._prepared: dict[str, PreparedRequest] = {}
 
-    def post(self, url: str, *, body: bytes, headers: Mapping[str, str], deadline_seconds: float) -> Reply | NoReply:
+    def post(
+        self,
+        url: str,
+        *,
+        body: bytes,
+        headers: Mapping[str, str],
+        deadline_seconds: float,
+        uuid: str = "",  # noqa: ARG002 a reply comes over the connection of its request
+    ) -> Reply | NoReply:
         """One attempt, over within `deadline_seconds`. Raises `JobError` for a URL or a header that cannot be sent."""
         start = self._clock()
         error: Exception | None = None
         with self._watchdog.within(deadline_seconds) as exchange:
             try:
                 response = self._send(self._request(url, body, headers), max(deadline_seconds, 0) + FENCE_SECONDS)
-                content = response.read(decode_content=True)
+                status, said, content = self._receive(response)
             except _FOREIGN as problem:
                 error = problem
             except ValueError:  # its text quotes the value
@@ -151,12 +161,19 @@ class Transport:
                 ) from None
         seconds = self._clock() - start
         if exchange.expired:
-            message = f"{_place(url)}: no complete answer within {deadline_seconds:g} s"
+            message = f"{place_of(url)}: no complete answer within {deadline_seconds:g} s"
             return NoReply("timeout", message, exchange.sent, seconds)
         if error is not None:
             kind, words = mishap(error)
-            return NoReply(kind, f"{_place(url)}: {words}", exchange.sent, seconds)
-        return Reply(response.status, response.headers, content, seconds)
+            return NoReply(kind, f"{place_of(url)}: {words}", exchange.sent, seconds)
+        return Reply(status, said, content, seconds)
+
+    def signed(self, body: bytes) -> tuple[str, bytes]:
+        """Return the method and the body that a signature is over."""
+        return self._method, body
+
+    def settle(self, uuid: str, *, fits: bool) -> None:
+        """Hear whether the last reply to a request was an answer; here nobody doubts whose it is."""
 
     def close(self) -> None:
         """Close the idle connections and stop the watchdog."""
@@ -166,10 +183,14 @@ class Transport:
     def _send(self, request: PreparedRequest, timeout: float) -> BaseHTTPResponse:
         return self._adapter.send(request, stream=True, timeout=timeout).raw
 
+    def _receive(self, response: BaseHTTPResponse) -> tuple[int, Mapping[str, str], bytes]:
+        """Read a reply to its end: its status, headers and body."""
+        return response.status, response.headers, response.read(decode_content=True)
+
     def _request(self, url: str, body: bytes, headers: Mapping[str, str]) -> PreparedRequest:
         request = copy(self._prepared.get(url) or self._prepare(url))
         given = {name.lower() for name in headers}
-        defaults = {name: value for name, value in _DEFAULTS.items() if name.lower() not in given}
+        defaults = {name: value for name, value in self._defaults.items() if name.lower() not in given}
         # a plain dict does for the adapter, at a tenth of the cost
         request.headers = {**defaults, **headers, "Content-Length": str(len(body))}  # type: ignore[assignment]
         request.body = body
@@ -185,7 +206,8 @@ class Transport:
         return request
 
 
-def _place(url: str) -> str:
+def place_of(url: str) -> str:
+    """Return what of a URL may be told: no path, and nobody's name and password."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 

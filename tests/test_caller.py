@@ -78,7 +78,13 @@ class Wire:
         self.lock = threading.Lock()
         self.sent, self.in_flight, self.peak, self.closed = [], 0, 0, False
 
-    def post(self, url, *, body, headers, deadline_seconds):
+    def signed(self, body):
+        return "POST", body
+
+    def settle(self, uuid, *, fits):
+        pass
+
+    def post(self, url, *, body, headers, deadline_seconds, uuid):  # noqa: ARG002
         assert url == URL
         with self.lock:
             self.sent.append((body, headers, deadline_seconds))

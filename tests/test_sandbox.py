@@ -683,6 +683,7 @@ def test_the_counters_add_up(sandbox):
         "max_body": len(bodies[1]),
         "bodies_over_limit": 0,
         "in_flight": 0,
+        "websockets": 0,
         "peak_in_flight": 1,
     }
 

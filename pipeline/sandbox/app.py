@@ -8,13 +8,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.routing import Mount, Route, Router
+from starlette.routing import Mount, Route, Router, WebSocketRoute
 
 from pipeline.sandbox.digits import Digits
 from pipeline.sandbox.iam import Denied, authenticate, document
 from pipeline.sandbox.infer import DIRECT, Service, World
 from pipeline.sandbox.iris import Iris
 from pipeline.sandbox.replies import Refusal, not_allowed, reply
+from pipeline.sandbox.sockets import Pictures, Sockets
+from pipeline.sandbox.streams import Streaming
+from pipeline.sandbox.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -56,6 +59,9 @@ def build(options: Options) -> ASGIApp:
         Route("/v1/infers/iris/predictions/iris", iris),
         Route("/v1/infers/iris-xgb", Service(world, Iris(wrapped=False))),
         Route("/v1/infers/digits", Service(world, Digits())),
+        Route("/v1/infers/text", Streaming(world, Text())),
+        WebSocketRoute("/v1/ws/iris", Sockets(world, Iris(wrapped=True))),
+        WebSocketRoute("/v1/ws/digits", Sockets(world, Pictures())),
     ]
     routes = [
         *services,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Options", "running", "serve"]
 
 KEEP_ALIVE: Final = 75  # seconds an idle connection is kept, as gateways do
+NEVER_TOO_LARGE: Final = 2**31  # bytes of a message: whether it is, the service says
 MOMENT: Final = 0.01  # seconds: several turns of the event loop
 
 
@@ -117,7 +118,9 @@ def _config(options: Options) -> uvicorn.Config:
     config = uvicorn.Config(
         build(options),
         http="httptools",
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=NEVER_TOO_LARGE,
+        ws_per_message_deflate=False,
         loop="asyncio",
         lifespan="off",
         log_config=None,

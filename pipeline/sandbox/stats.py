@@ -25,6 +25,7 @@ class Stats:
     bytes_received: int = 0
     max_body: int = 0  # bytes, refused bodies included
     bodies_over_limit: int = 0
+    websockets: int = 0  # handshakes that were accepted
     in_flight: int = 0
     peak_in_flight: int = 0
 
