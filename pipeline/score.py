@@ -329,6 +329,7 @@ def _caller(
         auth=auth,
         headers=headers,
         limits=service.limits,
+        urls=service.url,
         rate=service.limits.rate.per_second / job.runner.workers if service.limits.rate else None,
         stopping=stopping,
         progress=progress,
