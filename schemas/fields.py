@@ -152,6 +152,11 @@ def _constants(value: object) -> dict[str, Any]:
     return value
 
 
+def _contract(value: object) -> object:
+    """Take the path of a file; what was read of it takes its place."""
+    return value if isinstance(value, dict) else values.text(value)
+
+
 _TEXT = {"type": "string", "minLength": 1}
 _LIST = {"type": "array", "items": _TEXT, "uniqueItems": True}
 _ONE_OR_MORE = WithJsonSchema({"anyOf": [_TEXT, _LIST]})
@@ -206,6 +211,7 @@ HeaderName = Annotated[str, BeforeValidator(_header_name), WithJsonSchema(_TEXT)
 Plain = Annotated[str, BeforeValidator(_plain), WithJsonSchema({"type": "string"})]
 Form = Annotated[dict[str, Any], PlainValidator(_constants), WithJsonSchema({"type": "object"})]
 Template = Annotated[Any, BeforeValidator(template), WithJsonSchema({"type": ["object", "array"]})]
+Contract = Annotated[Any, BeforeValidator(_contract), WithJsonSchema(_TEXT)]
 Headers = Annotated[
     dict[str, Secret],
     PlainValidator(_headers),
