@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from ssl import SSLContext
 
     Answer = Callable[["Call"], "tuple[int, Mapping[str, str], bytes]"]
 
@@ -125,11 +126,13 @@ class Crowd:
 
 
 @contextmanager
-def recording(answer: Answer = score) -> Iterator[Service]:
-    """Serve on a free port of the loopback; `url` is what a job calls."""
+def recording(answer: Answer = score, tls: SSLContext | None = None) -> Iterator[Service]:
+    """Serve on a free port of the loopback, over TLS where a context is given; `url` is what a job calls."""
     service = Service(answer)
     server = _Server(("127.0.0.1", 0), _handler(service))
-    service.url = f"http://127.0.0.1:{server.server_address[1]}/v1/infers/iris"
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    service.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}/v1/infers/iris"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
