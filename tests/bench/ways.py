@@ -2,7 +2,7 @@
 
 The same command scores as many rows of iris, one a request, as it scores small files, in forms and as base64 in JSON,
 against the same server on loopback. Start-up is the same command on a few, and is subtracted; the ways take turns, and
-figures are medians. Each answer is compared with its file. Part of `make bench`.
+the best round of each counts, since what disturbs one only makes it slower. Each answer is compared with its file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
 
 from outside import HERE, ClientError, Measured, measure, server
 
@@ -87,13 +86,21 @@ def rates(folder: Path, url: str, count: int, rounds: int) -> dict[str, tuple[fl
         measure(
             "rows.py", [sys.executable, str(HERE / "rows.py"), "write", f"{folder}/{some}.parquet", str(some)], folder
         )
-    seen: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    seen: dict[str, list[tuple[Measured, Measured]]] = {way: [] for way in WAYS}
     for turn in range(rounds):
-        for way, figures in seen.items():
+        for way, runs in seen.items():
             print(f"ways: round {turn + 1} of {rounds}: {way}", file=sys.stderr)
-            few, many = (run(way, folder, url, some) for some in (FEW, count))
-            figures.append(((count - FEW) / (many.wall - few.wall), (many.cpu - few.cpu) / (count - FEW) * 1000))
-    return {way: tuple(map(median, zip(*figures, strict=True))) for way, figures in seen.items()}
+            runs.append((run(way, folder, url, FEW), run(way, folder, url, count)))
+    return {way: figures(runs, count - FEW) for way, runs in seen.items()}
+
+
+def figures(runs: list[tuple[Measured, Measured]], count: int) -> tuple[float, float]:
+    """Return requests a second, and CPU milliseconds a request, beyond start-up."""
+    wall, cpu = (
+        min(getattr(many, what) for _, many in runs) - min(getattr(few, what) for few, _ in runs)
+        for what in ("wall", "cpu")
+    )
+    return count / wall, cpu / count * 1000
 
 
 def peak(way: str, folder: Path, url: str, count: int, size: int) -> float:
