@@ -232,7 +232,7 @@ def _chosen(job: Job) -> Iterator[Problem]:
 
 
 def _boundary(job: Job) -> Iterator[Problem]:
-    for name in job.service.headers if job.service.protocol == "file" else ():
+    for name in job.service.headers if job.service.protocol == "file" and job.service.way != "websocket" else ():
         if name.lower() == "content-type":
             mend = "leave it out; for the type of the file there is service.options.part_type"
             yield ("service", "headers", name), f"protocol file has one of its own, with the form's boundary; {mend}"

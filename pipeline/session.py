@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import StorageFailed
 from pipeline.ledger import write_stop
+from pipeline.memory import return_large_blocks
 from pipeline.progress import Progress
 from pipeline.score import Scorer
 from pipeline.stopping import Stopping
@@ -47,6 +48,7 @@ def acquire(job: Job, order: Order) -> Scorer:
     shared = session(order.run)
     with _LOCK:
         if shared.scorer is None:
+            return_large_blocks()
             shared.scorer = Scorer(job, order, stopping=shared.stopping, progress=shared.progress)
         shared.users += 1
         return shared.scorer

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import json
 import shutil
 import subprocess
 from importlib.resources import files
 
+import numpy as np
 import pytest
 import requests
 from hypothesis import given
@@ -214,6 +216,24 @@ def test_other_bodies_are_no_forms(kind):
     """By their type."""
     with pytest.raises(NotAFormError):
         form_of(b"", kind)
+
+
+def test_the_shipped_files_are_what_training_makes(tmp_path, monkeypatch):
+    """Training again finds the shipped coefficients, and draws the same points."""
+    spec = importlib.util.spec_from_file_location("train_digits", ROOT / "jobs/train_digits.py")
+    training = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(training)
+    for name in ("IMAGES", "MANIFEST", "MODEL"):
+        monkeypatch.setattr(training, name, tmp_path / name)
+    training.main()
+    made = json.loads((tmp_path / "MODEL").read_bytes())
+    assert made["labels"] == digits.LABELS
+    assert np.array(made["coefficients"]) == pytest.approx(digits.COEFFICIENTS, abs=2e-4)
+    assert made["intercepts"] == pytest.approx(digits.INTERCEPTS, abs=2e-4)
+    assert (tmp_path / "MANIFEST").read_text() == (ROOT / "jobs/data/digits.manifest").read_text()
+    for path in DIGITS.iterdir():
+        drawn = (tmp_path / "IMAGES" / path.name).read_bytes()
+        assert (digits.points_of(drawn) == digits.points_of(path.read_bytes())).all()
 
 
 def test_the_manifest_lists_all_pictures():
