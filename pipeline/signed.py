@@ -57,7 +57,8 @@ class Signed(Unpicklable):
 
     def secrets(self, used: Mapping[str, str]) -> tuple[str, ...]:
         """Give what a service can quote: a signature, which lets in whoever repeats it at once, and the token."""
-        return (used["Authorization"].rpartition("=")[2], *self._token.values())
+        proof = used["Authorization"]  # as a whole, too: encoded, its end looks different
+        return (proof, proof.rpartition("=")[2], *self._token.values())
 
     def _now(self) -> float:
         return self._clock() + self._ahead

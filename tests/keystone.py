@@ -130,11 +130,16 @@ def prepare(venv, folder, environment):
         assert done.returncode == 0, done.stderr
 
 
+def cache():
+    """Return the folder of software that tests install, which lasts from run to run."""
+    folder = Path(os.environ.get("BULKSCORE_TESTS_CACHE") or Path.home() / ".cache" / "bulkscore-tests")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def installed():
     """Return Keystone's own environment, made by whoever comes first: 200 MB and most of a minute."""
-    base = Path(os.environ.get("BULKSCORE_TESTS_CACHE") or Path.home() / ".cache" / "bulkscore-tests")
-    venv = base / "-".join([*PACKAGES, f"python{sys.version_info.major}.{sys.version_info.minor}"])
-    base.mkdir(parents=True, exist_ok=True)
+    venv = cache() / "-".join([*PACKAGES, f"python{sys.version_info.major}.{sys.version_info.minor}"])
     with FileLock(f"{venv}.lock"):
         if not (venv / "complete").exists():
             make(venv)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 import jobs
-from pipeline import auth
+from pipeline import tokens
 from pipeline.errors import StorageFailed
 
 
@@ -297,8 +297,8 @@ def test_a_wrong_password(ready, service):
 
 def test_a_wrong_password_is_tried_once_or_twice(ready, service, monkeypatch):
     """However many splits and threads wait for a token: a wrong password tried often locks the account."""
-    asked, ask = [], auth.ask
-    monkeypatch.setattr(auth, "ask", lambda *args, **keys: asked.append(1) or ask(*args, **keys))
+    asked, ask = [], tokens.ask
+    monkeypatch.setattr(tokens, "ask", lambda *args, **keys: asked.append(1) or ask(*args, **keys))
     monkeypatch.setattr("pipeline.plan.MIN_SPLIT_ROWS", 2)
     path = jobs.job_file(ready, service, service__limits={"rows": 1})
     assert jobs.call("run", path, env={"DEMO_PASSWORD": "guessed"}).code == 4

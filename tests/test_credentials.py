@@ -11,6 +11,7 @@ import pytest
 import requests
 from huaweicloudsdkcore.sdk_request import SdkRequest
 from huaweicloudsdkcore.signer.signer import Signer
+from rawserver import answering, serving
 from requests.structures import CaseInsensitiveDict
 
 from pipeline.sandbox.credentials import (
@@ -49,17 +50,22 @@ def clock():
     return Clock()
 
 
+def judged(credentials, headers, body=BODY, url=URL, method="POST"):
+    """Let a request be judged; a refusal comes back as its status, code and detail."""
+    try:
+        asyncio.run(credentials.check(Request(method, url, CaseInsensitiveDict(headers), body)))
+    except Refusal as refusal:
+        return f"{refusal.key} {refusal.detail}".strip()
+    return "ok"
+
+
 @pytest.fixture
 def gateway(clock):
-    """Judge requests; a refusal comes back as its status, code and detail."""
+    """Judge requests at a test's time."""
     credentials = Credentials(Tokens(60.0), clock=clock)
 
     def judge(headers, body=BODY, url=URL, method="POST"):
-        try:
-            asyncio.run(credentials.check(Request(method, url, CaseInsensitiveDict(headers), body)))
-        except Refusal as refusal:
-            return f"{refusal.key} {refusal.detail}".strip()
-        return "ok"
+        return judged(credentials, headers, body, url, method)
 
     return judge
 
@@ -151,6 +157,30 @@ def test_a_signed_body_has_its_own_limit(gateway, pair):
     for size, words in ((SIGNED_BODY, "ok"), (SIGNED_BODY + 1, "413 APIG.0201")):
         body = bytes(size)
         assert gateway(signed(*pair, body=body), body) == words
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (b'200 OK|{"token": {"project": {"id": "p"}}}', "ok"),
+        (b'200 OK|{"token": {"user": {"id": "u"}}}', "400 ModelArts.0204"),
+        (b'404 Not Found|{"error": {"code": 404}}', "401 APIG.0307"),
+        (b'401 Unauthorized|{"error": {"code": 401}}', "401 APIG.0307"),
+        (b'500 Broken|{"error": {"code": 500}}', "503 APIG.0613"),
+        (b"200 OK|what?", "503 APIG.0613"),
+    ],
+)
+def test_another_iam_can_be_asked_about_tokens(reply, words):
+    """With the token as its own bearer; where it cannot tell, the gateway is out and not the token wrong."""
+    status, _, body = reply.partition(b"|")
+    head = b"HTTP/1.1 " + status + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with serving(answering(head + body)) as server:
+        answer = judged(Credentials(Tokens(60.0), f"http://127.0.0.1:{server.port}/v3"), {"X-Auth-Token": "MII"})
+        assert answer == words
+        (asked,) = server.requests
+    assert asked.startswith(b"GET /v3/auth/tokens?nocatalog=1 ")
+    assert b"X-Auth-Token: MII\r\n" in asked
+    assert b"X-Subject-Token: MII\r\n" in asked
 
 
 def test_the_high_speed_channel_asks_nobody(sandbox):

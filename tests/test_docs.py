@@ -18,6 +18,7 @@ import typer
 from pipeline import errors
 from pipeline.cli import app
 from pipeline.jobfile import load
+from pipeline.sandbox.credentials import ENVIRONMENT
 from schemas.job import leaves
 
 ROOT = Path(__file__).parent.parent
@@ -179,8 +180,9 @@ def test_job_files_in_the_readme_are_valid(block, tmp_path):
 
 @pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_jobs_pass_check(job, home, port):
-    """`bulkscore check` finds nothing wrong in a shipped job whose parameter and secret are given."""
-    command = f"DEMO_PASSWORD=x bulkscore check jobs/{job.name} --param service=https://host.example"
+    """`bulkscore check` finds nothing wrong in a shipped job whose parameter and secrets are given."""
+    secrets = " ".join(f"{name}=x" for name in ENVIRONMENT)
+    command = f"{secrets} bulkscore check jobs/{job.name} --param service=https://host.example"
 
     [output] = ran([command], home, port)
 

@@ -33,6 +33,8 @@ PASSWORD = 'pass/word+9831 "x"&<y>=='
 KEY = "sk-key/4711+0815=&<z>~end-of-it"
 TOKEN = "MII" + "Tk/9+" * 60 + "=="
 SECRETS = [PASSWORD, KEY, TOKEN]
+ACCESS = "ACCESSKEY01234567890"  # which is none
+OWN = "X-Own-Key"
 FORMS = {
     "plain": lambda text: text,
     "cut": lambda text: text[:24],
@@ -47,7 +49,17 @@ AUTHS = {
     "given": lambda _: {"type": "token", "token": "${env:TOKEN}"},
     "file": lambda _: {"type": "token", "token": "${file:token.txt}"},
     "password": lambda iam: {**jobs.token(iam), "password": "${env:PASSWORD}"},
+    "aksk": lambda _: {
+        "type": "aksk",
+        "access_key": ACCESS,
+        "secret_key": "${env:PASSWORD}",
+        "security_token": "${env:TOKEN}",
+    },
+    "app-key": lambda _: {"type": "app-key", "key": "${env:ACCESS}", "secret": "${env:PASSWORD}"},
+    "app-code": lambda _: {"type": "app-code", "code": "${env:TOKEN}"},
+    "api-key": lambda _: {"type": "api-key", "key": "${env:TOKEN}", "header": "X-Api-Key", "prefix": "key="},
 }
+CARRIERS = ["Authorization", "X-Auth-Token", "X-Security-Token", "X-Apig-AppCode", "X-Api-Key", OWN]
 ROW_FAULTS = ["400", "422", "500", "503", "504", "200 erno", "200 uuid", "200 not JSON", "200 short"]
 
 
@@ -63,11 +75,10 @@ def needles(secret):
         yield inner.replace(b"+", b"-").replace(b"/", b"_")
 
 
-def leaks(texts):
+def leaks(texts, secrets=SECRETS):
     """Return (where, which secret) for each that is found."""
-    return [
-        (where, secret[:6]) for where, text in texts for secret in SECRETS if any(n in text for n in needles(secret))
-    ]
+    sought = [(secret[:6], list(needles(secret))) for secret in secrets]
+    return [(where, name) for where, text in texts for name, forms in sought if any(form in text for form in forms)]
 
 
 def words(secrets, form):
@@ -77,7 +88,13 @@ def words(secrets, form):
 
 def sent_in(call):
     """Return what a service can quote of a request's headers."""
-    return [value for name, value in call.headers.items() if name in {"Authorization", "X-Auth-Token"}]
+    return [value for name, value in call.headers.items() if name in CARRIERS]
+
+
+def signatures(calls):
+    """Return those of all requests: each lets in whoever repeats the request soon."""
+    headers = [one.headers.get("Authorization", "") for one in calls]
+    return [header[-64:] for header in headers if "Signature=" in header]
 
 
 class Talkative:
@@ -170,7 +187,7 @@ class Place:
 
     def job(self, url, auth, iam="http://127.0.0.1:1", *, outage="0s"):
         """Write a job that calls the service with the secrets of this way in, and a header of its own."""
-        service_keys = {"url": url, "auth": AUTHS[auth](iam), "headers": {"Authorization": "Bearer ${env:KEY}"}}
+        service_keys = {"url": url, "auth": AUTHS[auth](iam), "headers": {OWN: "Bearer ${env:KEY}"}}
         limits = {"rows": 1, "in_flight": 4, "timeout": "1s"}
         retry = {"attempts": 3, "seconds": 20, "outage": outage}
         service_keys["limits"] = limits
@@ -195,11 +212,12 @@ class Place:
         if table := jobs.results(self.folder / "out"):
             yield "results", repr(table.to_pylist()).encode()
 
-    def see_no_secret(self, *ran):
-        """Look for each secret in all of it."""
+    def see_no_secret(self, *ran, calls=()):
+        """Look for each secret in all of it, and for what these requests were signed with."""
         for one in ran:
             assert "Bearer ${env:KEY}" not in one.out  # told by their references in job.json alone
-        assert leaks(self.told(*(("told", (one.out + one.err).encode()) for one in ran))) == []
+        told = self.told(*(("told", (one.out + one.err).encode()) for one in ran))
+        assert leaks(told, [*SECRETS, *signatures(calls)[:20]]) == []
 
 
 @pytest.fixture
@@ -211,6 +229,7 @@ def place(tmp_path, monkeypatch, capfd):
         "PASSWORD": PASSWORD,
         "KEY": KEY,
         "TOKEN": TOKEN,
+        "ACCESS": ACCESS,
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
@@ -258,15 +277,17 @@ def test_a_service_that_quotes_its_requests_in_every_answer_gives_nothing_away(p
     """In bodies of every status, in headers, in a uuid: dead letters tell the rest."""
     with service.recording(Talkative()) as recorded, engine(one_by_one):
         ran = jobs.call("run", place.job(recorded.url, auth, iam, outage="60s"), env={})
-        assert KEY in recorded.calls[0].headers["Authorization"]
-        assert recorded.calls[0].headers.get("X-Auth-Token") == (None if auth == "none" else TOKEN)
+        shown = recorded.calls[0].headers
+        assert KEY in shown[OWN]
+        assert any(TOKEN in value for value in shown.values()) == (auth not in {"none", "app-key"})
+        assert bool(signatures(recorded.calls)) == (auth in {"aksk", "app-key"})
     assert ran.code == 0, ran
     letters = jobs.letters(place.folder / "out")
     assert len(letters) == len(FORMS) * len(ROW_FAULTS) - 1
     assert all("***" in letter["message"] for letter in letters)
     assert max(len(letter["history"]) for letter in letters) == 2
     assert any("***" in one.get("server", "") for letter in letters for one in letter["history"])
-    place.see_no_secret(ran)
+    place.see_no_secret(ran, calls=recorded.calls)
 
 
 @pytest.mark.parametrize("auth", AUTHS)
@@ -277,7 +298,21 @@ def test_a_refusal_of_the_job_that_quotes_its_secrets_is_told_without_them(place
     with service.recording(refusing(status, form)) as recorded, engine(one_by_one):
         ran = jobs.call("run", place.job(recorded.url, auth, iam), env={})
     assert ran.code == 4, ran
-    place.see_no_secret(ran)
+    assert "***" in ran.err
+    place.see_no_secret(ran, calls=recorded.calls)
+
+
+def test_what_is_no_secret_is_told(place):
+    """An access key and the time of a signature say what is wrong with it."""
+
+    def answer(call):
+        said = f"Get secretKey failed,ak:{ACCESS},err:ak not exist; signed {call.headers['X-Sdk-Date']}"
+        return 401, {}, json.dumps({"error_code": "APIG.0301", "error_msg": said}).encode()
+
+    with service.recording(answer) as recorded, engine(one_by_one):
+        ran = jobs.call("run", place.job(recorded.url, "aksk"), env={})
+    (call,) = recorded.calls
+    assert f"failed,ak:{ACCESS},err:ak not exist; signed {call.headers['X-Sdk-Date']} (" in ran.err
 
 
 @pytest.mark.parametrize("form", FORMS)
