@@ -274,6 +274,13 @@ def test_a_first_node_that_does_not_have_the_model_ends_the_job(tmp_path):
         assert bad.url in done.err
 
 
+def test_a_node_that_is_down_from_the_start_costs_one_attempt(tmp_path):
+    """No connection is no wrong URL: the trial of the first rows goes on with the next node."""
+    with recording() as good:
+        done = call("run", plain(tmp_path, ["http://127.0.0.1:9/v1/infers/iris", good.url]))
+    assert (done.code, letters(tmp_path / "out")) == (0, [])
+
+
 def test_a_history_names_the_node(tmp_path):
     """Which of several URLs an attempt failed on is told in dead letters."""
     gone = "http://127.0.0.1:9/v1/infers/iris"
