@@ -204,11 +204,14 @@ def three(monkeypatch):
         yield urls, lambda number: stacks[number].close(), again
 
 
-def test_a_node_that_is_killed_and_comes_back_costs_nothing(tmp_path, three):
+@pytest.mark.parametrize("way", ["http", "websocket"])
+def test_a_node_that_is_killed_and_comes_back_costs_nothing(tmp_path, three, way):
     """In the middle of a job one of three goes, and returns later: no row is lost, and all three have their share."""
     urls, kill, again = three
     put(tmp_path / "in" / "rows.parquet", flowers(6000))
     places = [f"{url}/v1/infers/iris" for url in urls]
+    if way == "websocket":
+        places = [place.replace("http", "ws").replace("infers", "ws") for place in places]
     limits = {"rows": 4, "in_flight": 12}
     job = job_file(tmp_path, urls[0], service__url=places, service__auth=token(urls[0]), service__limits=limits)
     seen = []
