@@ -208,7 +208,7 @@ def three(monkeypatch):
 def test_a_node_that_is_killed_and_comes_back_costs_nothing(tmp_path, three, way):
     """In the middle of a job one of three goes, and returns later: no row is lost, and all three have their share."""
     urls, kill, again = three
-    put(tmp_path / "in" / "rows.parquet", flowers(6000))
+    put(tmp_path / "in" / "rows.parquet", flowers(12_000))
     places = [f"{url}/v1/infers/iris" for url in urls]
     if way == "websocket":
         places = [place.replace("http", "ws").replace("infers", "ws") for place in places]
@@ -231,7 +231,7 @@ def test_a_node_that_is_killed_and_comes_back_costs_nothing(tmp_path, three, way
     assert done.code == 0, done
     assert (letters(tmp_path / "out"), proved(tmp_path / "out")) == ([], ())
     [summary] = runs(tmp_path / "out")
-    assert (summary["scored"], summary["dead"]) == (6000, 0)
+    assert (summary["scored"], summary["dead"]) == (12_000, 0)
     assert 0 < summary["retries"] <= 30, "those that were on their way, and the trials"
     first, third = (stats(urls[number])["requests"] for number in (0, 2))
     assert abs(first - third) <= 0.1 * first + 12
