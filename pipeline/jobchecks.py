@@ -267,6 +267,11 @@ def _contract(job: Job) -> Iterator[Problem]:
     elif known and not rows and "data" not in known:
         what = f"service.schema has no req_data, but {', '.join(known)}"
         yield ("service", "protocol"), f"{what}; allowed with it: file or json, or another service.schema"
+    elif rows and job.input.send is not None:
+        sent = [job.input.rename.get(name, name) for name in job.input.send]
+        for name in rows.schema.get("required", ()):
+            if name not in sent:
+                yield ("input", "send"), f"without {shown(name)}, which service.schema requires; {nearest(name, sent)}"
 
 
 def _paths(job: Job) -> Iterator[Problem]:

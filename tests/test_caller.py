@@ -73,8 +73,8 @@ def failed(status, **headers):
 class Wire:
     """A transport whose answer is a function of the body; it notes what is under way."""
 
-    def __init__(self, answer=ok):
-        self.answer = answer
+    def __init__(self, answer=ok, urls=(URL,)):
+        self.answer, self.urls, self.asked = answer, urls, []
         self.lock = threading.Lock()
         self.sent, self.in_flight, self.peak, self.closed = [], 0, 0, False
 
@@ -85,13 +85,14 @@ class Wire:
         pass
 
     def post(self, url, *, body, headers, deadline_seconds, uuid):  # noqa: ARG002
-        assert url == URL
+        assert url in self.urls
         with self.lock:
+            self.asked.append(url)
             self.sent.append((body, headers, deadline_seconds))
             self.in_flight += 1
             self.peak = max(self.peak, self.in_flight)
         try:
-            return self.answer(body)
+            return self.answer(body) if url == URL else failed(503)
         finally:
             with self.lock:
                 self.in_flight -= 1
@@ -139,6 +140,7 @@ def calling(wire, *, auth=None, rate=None, attempts=8, probe=False, **limits):
         headers={"X-Extra": "1"},
         limits=ServiceLimits(**limits),
         rate=rate,
+        urls=wire.urls,
         stopping=Stopping(),
         progress=Progress(),
         probe=probe,
@@ -425,6 +427,18 @@ def test_pressure_narrows_the_window():
         outcomes(caller, chunks(20))
         assert caller._places._window.limit < before
         assert 0 < caller._places._window.rate < float("inf")
+
+
+def test_a_node_that_is_busy_for_ever_does_not_narrow_the_window(wide_open):  # noqa: ARG001
+    """Its first two refusals may be anybody's; those after them are its own, and the window is for the others."""
+    wire = Wire(urls=(URL, "http://127.0.0.1:10/other"))
+    with calling(wire, in_flight=4) as caller:
+        pressed = []
+        window = caller._places._window
+        window.pressure, press = lambda sent: (pressed.append(sent), press(sent)), window.pressure
+        assert sorted(answers(outcomes(caller, chunks(300)))) == list(range(300))
+    assert len(pressed) <= 2
+    assert 3 <= wire.asked.count(wire.urls[1]) < 30
 
 
 def test_closing_closes_the_wire():

@@ -335,6 +335,15 @@ def test_a_prediction_of_the_job_file_is_kept(tmp_path):
         )
 
 
+def test_a_required_column_that_is_not_sent_is_an_error_of_the_job(tmp_path):
+    """Not a dead letter for each row; a column may be renamed to it."""
+    needed = config(api(rows({"required": ["length"]}, "data", "req_data")))
+    send = {"path": "in/*.parquet", "send": ["sepal_length"]}
+    with pytest.raises(JobError, match=r"input\.send: without 'length', which service\.schema requires"):
+        loaded(job(tmp_path, needed, input=send))
+    assert loaded(job(tmp_path, needed, input={**send, "rename": {"sepal_length": "length"}}))
+
+
 BAD_FILES = {
     "no JSON": ("{", "config.json: Expecting"),
     "no apis": ({}, 'config.json: it has no "apis"'),

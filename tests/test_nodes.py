@@ -204,11 +204,14 @@ def three(monkeypatch):
         yield urls, lambda number: stacks[number].close(), again
 
 
-def test_a_node_that_is_killed_and_comes_back_costs_nothing(tmp_path, three):
+@pytest.mark.parametrize("way", ["http", "websocket"])
+def test_a_node_that_is_killed_and_comes_back_costs_nothing(tmp_path, three, way):
     """In the middle of a job one of three goes, and returns later: no row is lost, and all three have their share."""
     urls, kill, again = three
-    put(tmp_path / "in" / "rows.parquet", flowers(6000))
+    put(tmp_path / "in" / "rows.parquet", flowers(12_000))
     places = [f"{url}/v1/infers/iris" for url in urls]
+    if way == "websocket":
+        places = [place.replace("http", "ws").replace("infers", "ws") for place in places]
     limits = {"rows": 4, "in_flight": 12}
     job = job_file(tmp_path, urls[0], service__url=places, service__auth=token(urls[0]), service__limits=limits)
     seen = []
@@ -228,7 +231,7 @@ def test_a_node_that_is_killed_and_comes_back_costs_nothing(tmp_path, three):
     assert done.code == 0, done
     assert (letters(tmp_path / "out"), proved(tmp_path / "out")) == ([], ())
     [summary] = runs(tmp_path / "out")
-    assert (summary["scored"], summary["dead"]) == (6000, 0)
+    assert (summary["scored"], summary["dead"]) == (12_000, 0)
     assert 0 < summary["retries"] <= 30, "those that were on their way, and the trials"
     first, third = (stats(urls[number])["requests"] for number in (0, 2))
     assert abs(first - third) <= 0.1 * first + 12
@@ -272,6 +275,13 @@ def test_a_first_node_that_does_not_have_the_model_ends_the_job(tmp_path):
         done = call("run", plain(tmp_path, [bad.url, good.url]))
         assert (done.code, good.calls) == (4, [])
         assert bad.url in done.err
+
+
+def test_a_node_that_is_down_from_the_start_costs_one_attempt(tmp_path):
+    """No connection is no wrong URL: the trial of the first rows goes on with the next node."""
+    with recording() as good:
+        done = call("run", plain(tmp_path, ["http://127.0.0.1:9/v1/infers/iris", good.url]))
+    assert (done.code, letters(tmp_path / "out")) == (0, [])
 
 
 def test_a_history_names_the_node(tmp_path):

@@ -134,3 +134,22 @@ def test_a_service_that_refuses_all_ends_the_run_after_three_rows(tmp_path):
         summary = jobs.score(job(tmp_path, service, 1000), probe=True)
     assert (summary.exit_code, summary.scored, summary.dead, summary.left) == (4, 0, 0, 1000)
     assert sizes(service) == [1, 1, 1]
+
+
+def test_the_largest_bodies_and_times_that_a_platform_has_are_used(tmp_path, sandbox):
+    """50 MB and two hours: requests of nearly so many bytes, no more of them at once than memory is for."""
+    rows, size, limit = 18_000, 8_000, 50_000_000
+    table = jobs.flowers(rows).append_column("note", jobs.pa.array(["x" * size] * rows))
+    jobs.put(tmp_path / "in" / "rows.parquet", table)
+    url = sandbox(body_limit=limit, timeout=7200, latency=0.2)
+    path = jobs.job_file(
+        tmp_path,
+        url,
+        input={"path": "in/*.parquet", "keep": ["id"]},
+        service__limits={"body": "50MB", "timeout": "7200s"},
+    )
+    assert jobs.call("run", path).code == 0
+    assert (jobs.results(tmp_path / "out").num_rows, jobs.letters(tmp_path / "out")) == (rows, [])
+    seen = jobs.stats(url)
+    assert 0.8 * limit < seen["max_body"] <= limit
+    assert (seen["bodies_over_limit"], seen["peak_in_flight"] <= 2) == (0, True)

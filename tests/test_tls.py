@@ -205,6 +205,15 @@ def test_a_job_goes_through_the_proxy_of_the_environment(tmp_path, authority, mo
     assert b"pa55word" not in written + done.err.encode() + done.out.encode()
 
 
+def test_a_host_is_believed_through_a_proxy_too(tmp_path, authority, monkeypatch):
+    """The tunnel goes to the address, and what is in it to the name."""
+    with recording(tls=authority.context(NAME)) as service, proxied(monkeypatch, service, "HTTPS") as proxy:
+        url = "https://10.0.0.5/v1/infers/iris"
+        done = call("run", plain(tmp_path, url, tls={"ca": authority.ca}, headers={"Host": NAME}))
+    assert done.code == 0
+    assert all(head.startswith(b"CONNECT 10.0.0.5:443 ") for head in proxy.heads)
+
+
 def test_a_host_in_no_proxy_is_called_directly(tmp_path, monkeypatch):
     """As everywhere else."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
