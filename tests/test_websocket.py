@@ -12,8 +12,8 @@ from websockets.frames import Opcode
 from wsserver import conversing, echoing
 
 from jobs import until
-from pipeline.closing import status_of
 from pipeline.errors import JobError
+from pipeline.messages import status_of
 from pipeline.transport import NoReply, Reply
 from pipeline.websocket import WebSockets
 
