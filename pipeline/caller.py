@@ -28,20 +28,23 @@ from pipeline.converse import (
 )
 from pipeline.errors import Refused
 from pipeline.gate import Gate
+from pipeline.nodes import DOUBTFUL, SURE, Nodes
 from pipeline.pack import MAX_ROWS
 from pipeline.places import Places, Trip
+from pipeline.retry import retry_after
 from pipeline.sign import Request
 from pipeline.sizing import Sizing
-from pipeline.status import Action, Fault
+from pipeline.status import Action, Fault, judge
 from pipeline.transport import NoReply
 from pipeline.window import Budget
 from schemas.secret import strike
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pipeline.auth import Auth
     from pipeline.errors import BulkscoreError
+    from pipeline.nodes import Pick
     from pipeline.pack import Chunk
     from pipeline.pack import Limits as Bounds
     from pipeline.progress import Progress
@@ -63,6 +66,9 @@ TRIAL_RESTS: Final = 3
 """How often a request on trial may wait between attempts until others go beside it: by them its trouble is judged."""
 
 GATEWAY_TIMEOUT: Final = 504
+NOT_FOUND: Final = 404
+"""From one node of several, while others answer: that one does not have the model, or has it no longer."""
+
 POLL_SECONDS: Final = 1.0
 
 _OVERHEAD: Final = 8_000
@@ -94,6 +100,7 @@ class Caller:
         headers: Mapping[str, str],
         limits: Limits,
         rate: float | None,
+        urls: Sequence[str] = (),
         stopping: Stopping,
         progress: Progress,
         probe: bool = False,
@@ -122,6 +129,7 @@ class Caller:
             progress=progress,
             grown=self._wake,
         )
+        self._nodes = Nodes(urls or [setting.url], clock=setting.clock)
         self._setting = setting._replace(
             last_success=lambda: self._places.last_success,
             out=self._places.out,
@@ -276,28 +284,57 @@ class Caller:
             if bounds:
                 self._places.unsent()
                 return {}, Oversized(bounds)
-            method, body = self._transport.signed(chunk.body)
-            asked = Request(method, self._setting.url, self._headers, body)
+            pick = self._pick()
             try:
-                credentials = self._auth.headers(asked)  # now, and not before: a place can be long in coming
+                credentials = self._credentials(pick, chunk)  # now, and not before: a place can be long in coming
             except IamUnavailable as error:
+                self._unasked(pick)
                 fault = Fault(Action.SLOWER, None, None, str(error))
                 return {}, Unanswered(fault, received=False, seconds=0.0, retry_after=error.retry_after)
             self._places.leave(trip)
             headers = {**self._headers, **credentials, **trace(chunk.uuid)}  # unsigned, for gateways may rewrite it
             reply = self._transport.post(
-                self._setting.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline, uuid=chunk.uuid
+                pick.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline, uuid=chunk.uuid
             )
         trip.uuid = chunk.uuid
         trip.seconds, trip.rows, trip.size = reply.seconds, len(chunk), len(chunk.body)
+        if self._of_its_node(pick, reply):
+            trip.late = False  # no sign of how much the service can take: others go on
+            return credentials, without(pick.url, reply, (*self._auth.secrets(credentials), *self._secrets))
         trip.late = reply.kind == "timeout" if isinstance(reply, NoReply) else reply.status == GATEWAY_TIMEOUT
         if isinstance(reply, NoReply):
             fault = Fault(_BY_MISHAP[reply.kind], None, None, reply.message)
-            return credentials, Unanswered(fault, reply.received, reply.seconds)
+            return credentials, Unanswered(fault, reply.received, reply.seconds, url=pick.url)
         if reply.status == 200:  # noqa: PLR2004
             self._seen(len(reply.body), len(chunk))
         shown = partial(hidden, reply, (*self._auth.secrets(credentials), *self._secrets))
-        return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds, shown)
+        return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds, shown, pick.url)
+
+    def _credentials(self, pick: Pick, chunk: Chunk) -> Mapping[str, str]:
+        method, body = self._transport.signed(chunk.body)
+        return self._auth.headers(Request(method, pick.url, self._headers, body))
+
+    def _pick(self) -> Pick:
+        with self._changed:
+            return self._nodes.pick()
+
+    def _unasked(self, pick: Pick) -> None:
+        self._places.unsent()
+        with self._changed:
+            self._nodes.unasked(pick)
+
+    def _of_its_node(self, pick: Pick, reply: Reply | NoReply) -> bool:
+        """Note how one of several nodes did; return whether it is left out, and others go on without it."""
+        with self._changed:
+            if isinstance(reply, NoReply):
+                return self._nodes.failed(pick, sure=reply.kind in SURE)
+            if reply.status in DOUBTFUL:
+                leave = retry_after(reply.headers, self._setting.now()) or 0.0
+                return self._nodes.failed(pick, sure=False, leave=leave)
+            if reply.status == NOT_FOUND and judge(reply.status, reply.headers, reply.body).action is Action.STOP:
+                return self._nodes.failed(pick, sure=True)
+            self._nodes.answered(pick, well=reply.status == 200)  # noqa: PLR2004
+            return False
 
     def _oversized(self, chunk: Chunk) -> Bounds | None:
         """Return the bounds of a request that has a place, where it exceeds what was learned while it waited for it."""
@@ -358,6 +395,16 @@ class Caller:
             raise Refused(refusal(why.fault, self._setting.url, str(error))) from None
         except IamUnavailable as error:
             self._stopping.wait(error.retry_after or 1.0)  # the next attempt asks again, and is counted
+
+
+def without(url: str, reply: Reply | NoReply, secrets: Iterable[str]) -> Unanswered:
+    """Return what a request came to whose node alone is in trouble: another one may be asked, later."""
+    if isinstance(reply, NoReply):
+        return Unanswered(Fault(Action.RETRY, None, None, reply.message), reply.received, reply.seconds, url=url)
+    shown = hidden(reply, secrets)
+    fault = judge(shown.status, shown.headers, shown.body)
+    told = fault._replace(action=Action.RETRY, message=f"{fault.message} ({url})", by=None)
+    return Unanswered(told, received=True, seconds=reply.seconds, url=url)
 
 
 def hidden(reply: Reply, secrets: Iterable[str]) -> Answered:

@@ -100,7 +100,9 @@ def check(job: JobFile, param: Params = [], set_: Sets = [], as_json: AsJson = F
     problems = checked(loaded)
     if problems:
         raise JobError("\n".join(problems))
-    answer({"job": loaded.name, "ok": True}, f"{job}: job {loaded.name} is valid", as_json=as_json)
+    told = schema_told(loaded)
+    text = "\n".join([f"{job}: job {loaded.name} is valid", *told.values()])
+    answer({"job": loaded.name, "ok": True, **told}, text, as_json=as_json)
     return 0
 
 
@@ -116,7 +118,9 @@ def plan(
     how = how_of(changed)
     from pipeline.estimate import estimate
 
-    found = estimate(load(job, param, set_), how)
+    loaded = load(job, param, set_)
+    found = estimate(loaded, how)
+    told = schema_told(loaded)
     about = "" if found.exact else "about "
     text = (
         f"{found.files} files ({found.new_files} new), {about}{found.rows} rows: {found.done} done, "
@@ -124,7 +128,7 @@ def plan(
         f"a run would send about {found.requests} requests, {found.bytes} bytes, in {found.splits} splits, "
         f"into {found.output}"
     )
-    answer(found._asdict(), text, as_json=as_json)
+    answer({**found._asdict(), **told}, "\n".join([text, *told.values()]), as_json=as_json)
     return 0
 
 
@@ -311,6 +315,18 @@ def load(path: Path, params: list[str], sets: list[str]) -> Job:
     from pipeline.jobfile import load as read
 
     return read(path, params=pairs("--param", params), sets=pairs("--set", sets), today=datetime.now(UTC).date())
+
+
+def schema_told(job: Job) -> dict[str, str]:
+    """Say what was taken from `service.schema`, if there is one."""
+    if job.service.contract is None:
+        return {}
+    from pipeline.contract import in_words
+
+    fields = ", ".join(f"{name}: {kind}" for name, kind in job.output.prediction.items())
+    prediction = f"{{{fields}}}" if fields else "JSON text"
+    about = "rows are checked for" if job.service.protocol == "modelarts" else "requests were compared with"
+    return {"schema": f"service.schema: {about} {in_words(job.service.contract)}; prediction is {prediction}"}
 
 
 def checked(job: Job) -> list[str]:

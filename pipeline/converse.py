@@ -61,13 +61,17 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What the service said. `headers` are case-insensitive; `shown` gives the same without our secrets."""
+    """What the service said. `headers` are case-insensitive; `shown` gives the same without our secrets.
+
+    `url` is where it was asked, if it has several URLs.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     seconds: float
     shown: Callable[[], Answered] | None = None
+    url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class Unanswered:
     received: bool
     seconds: float
     retry_after: float | None = None
+    url: str | None = None
 
 
 class Oversized(NamedTuple):
@@ -317,7 +322,7 @@ class _Tries:
         self._history.append(_attempt(reply, fault, setting))
         setting.failed(fault)
         if fault.action is Action.STOP:
-            raise Refused(refusal(fault, setting.url))
+            raise Refused(refusal(fault, reply.url or setting.url))
         if fault.action is Action.REFRESH:
             return Refresh(fault, reply.headers if isinstance(reply, Answered) else {})
         asked = _asked(reply, setting) or 0.0
@@ -406,6 +411,8 @@ def _attempt(reply: Answered | Unanswered, fault: Fault, setting: Setting) -> At
 
 def refusal(fault: Fault, url: str, mend: str = "mend service.url or service.auth and run it again") -> str:
     """Say in one line that a fault ends the job."""
+    if fault.status is None:  # nobody was asked: it is its certificate, or ours, and the fault says how to mend that
+        return f"the service cannot be called safely: {fault.message}"
     return f"the service refuses the job: {told(fault)} ({url}); {mend}"
 
 

@@ -21,6 +21,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
@@ -240,8 +241,9 @@ _POOLS: Final = {"http": _Pool, "https": _TlsPool}
 class DeadlineAdapter(HTTPAdapter):
     """An adapter of `requests` on which `Watchdog.within` has its effect.
 
-    TLS is as `context` says, whose `sslsocket_class` should be `WatchedTlsSocket`; the proxy of a URL is that of the
-    environment at its first use. Replies carry no cookies, and nothing is tried again. Keeps up to `connections` idle.
+    TLS is as `context` says, whose `sslsocket_class` should be `WatchedTlsSocket`; where a request has a `Host`, the
+    service is asked for, and believed, under that name. The proxy of a URL, and its `Host`, are those of its first use.
+    Replies carry no cookies, and nothing is tried again. Keeps up to `connections` idle.
     """
 
     def __init__(self, context: ssl.SSLContext, *, connections: int = 1) -> None:
@@ -275,6 +277,21 @@ class DeadlineAdapter(HTTPAdapter):
     def request_url(self, request: PreparedRequest, *_: object) -> str:
         """Look up what goes into the request line."""
         return self._route(request)[1]
+
+    def build_connection_pool_key_attributes(
+        self,
+        request: PreparedRequest,
+        verify: bool | str,  # noqa: FBT001 the signature is given
+        cert: Any = None,
+    ) -> tuple[Any, Any]:
+        """Name the service by its `Host`, if it has one, in place of the URL's address."""
+        place: Any
+        options: Any
+        place, options = super().build_connection_pool_key_attributes(request, verify, cert)
+        host = next((str(value) for name, value in request.headers.items() if name.lower() == "host"), "")
+        if host and place["scheme"] == "https":
+            options["server_hostname"] = urlsplit(f"//{host}").hostname
+        return place, options
 
     def cert_verify(self, *_: object) -> None:
         """Do nothing: the context knows."""

@@ -116,9 +116,7 @@ def bytes_form(field: pa.Field[Any], key: str) -> Form:
     """Return what converts a column to bytes: its own, or its text's UTF-8. Raises JobError where it has neither."""
     kind = field.type
     if not (is_bytes(kind) or is_text(kind)):
-        raise JobError(
-            f"{key}: column {field.name!r} has type {kind}; allowed: binary, or text, of which UTF-8 is made"
-        )
+        raise JobError(f"{key}: column {field.name!r} has type {kind}; allowed: binary, or text (sent as UTF-8)")
     form = form_of(kind)
     return _utf8(form) if is_text(kind) else form
 

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final, get_args
 
 from pipeline.jobyaml import Keys
-from schemas.auth import AUTHS, AkSkAuth, TokenAuth
+from schemas.auth import AUTHS, AkSkAuth, AppKeyAuth, TokenAuth
 from schemas.job import OUR_COLUMNS, InputFormat, Job, leaves
 from schemas.options import OPTIONS, FileOptions, JsonOptions, ModelArtsOptions, Options
 from schemas.template import one_row
@@ -182,8 +182,8 @@ def _rate(job: Job) -> Iterator[Problem]:
 
 
 def _signed(job: Job) -> Iterator[Problem]:
-    if isinstance(job.service.auth, AkSkAuth) and job.service.limits.body > SIGNED_BODY:
-        why = f"{job.service.limits.body} bytes are more than the gateway takes with an AK/SK signature"
+    if isinstance(job.service.auth, AkSkAuth | AppKeyAuth) and job.service.limits.body > SIGNED_BODY:
+        why = f"{job.service.limits.body} bytes are more than the gateway takes with a signature"
         yield ("service", "limits", "body"), f"{why}; allowed: at most {SIGNED_BODY // 10**6}MB, or another auth.type"
 
 
@@ -245,6 +245,30 @@ def _tls(job: Job) -> Iterator[Problem]:
         yield ("service", "tls", "verify"), "false makes service.tls.ca of no use; leave one of them out"
 
 
+def _contract(job: Job) -> Iterator[Problem]:
+    """See that requests have the form that the model package says."""
+    if job.service.contract is None:
+        return
+    from pipeline.contract import inputs, rows_of, strange_keys
+
+    contract, options = job.service.contract, job.service.options
+    known, rows = inputs(contract), rows_of(contract)
+    if isinstance(options, FileOptions):
+        named = {"field": options.field, **{f"form.{name}": name for name in options.form}}
+        strange = [(key, name) for key, name in named.items() if known and name not in known]
+        yield from (((*_OPTIONS, key), f"{shown(name)} is no input; {nearest(name, known)}") for key, name in strange)
+    elif isinstance(options, JsonOptions):
+        for name, ours in strange_keys(options.body, contract["request"]):
+            last = name.rpartition(".")[2]
+            yield (*_OPTIONS, "body"), f"{shown(name)} is not in service.schema; {nearest(last, ours)}"
+    elif rows and rows.wrapped != (options.wrapper == "data"):
+        where, mend = ("below data", "data") if rows.wrapped else ("at the top", "none")
+        yield (*_OPTIONS, "wrapper"), f"service.schema has req_data {where}; allowed with it: {mend}"
+    elif known and not rows and "data" not in known:
+        what = f"service.schema has no req_data, but {', '.join(known)}"
+        yield ("service", "protocol"), f"{what}; allowed with it: file or json, or another service.schema"
+
+
 def _paths(job: Job) -> Iterator[Problem]:
     places: dict[Keys, tuple[str, ...]] = {("input", "path"): job.input.path, ("output", "path"): (job.output.path,)}
     for keys, paths in places.items():
@@ -263,5 +287,6 @@ _CHECKS: Final[tuple[Callable[[Job], Iterator[Problem]], ...]] = (
     _chosen,
     _boundary,
     _tls,
+    _contract,
     _paths,
 )

@@ -6,6 +6,7 @@ All that is wrong is said at once, a line each. References under `service.auth` 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _PATHS: Final = {
     ("input", "path"),
     ("output", "path"),
+    ("service", "schema"),
     ("service", "tls", "ca"),
     ("service", "tls", "cert"),
     ("service", "tls", "key"),
@@ -193,7 +195,7 @@ class _Loading:
             self.problems += [(keys, said) for keys, said in found if keys not in blamed]
             return None
         if not blamed:
-            job = self.with_format(job)
+            job = self.with_contract(self.with_format(job))
             self.problems += contradictions(job)
         return job
 
@@ -209,6 +211,24 @@ class _Loading:
             return job
         derived = job.input.model_copy(update={"format": told[job.input.path[0]]})
         return job.model_copy(update={"input": derived})
+
+    def with_contract(self, job: Job) -> Job:
+        """Read what the model package says; workers elsewhere do not have its file, so the job carries it."""
+        path = job.service.contract
+        if not isinstance(path, str):
+            return job
+        from pipeline.contract import contract_of, prediction_of  # few jobs need it
+
+        try:
+            contract = contract_of(json.loads(Path(path).read_bytes()), job.service.url)
+        except (OSError, ValueError, RecursionError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            self.problems.append((("service", "schema"), f"{path}: {why}"))
+            return job.model_copy(update={"service": job.service.model_copy(update={"contract": None})})
+        changes: dict[str, Any] = {"service": job.service.model_copy(update={"contract": contract})}
+        if job.service.protocol == "modelarts" and "prediction" not in job.output.model_fields_set:
+            changes["output"] = job.output.model_copy(update={"prediction": prediction_of(contract)})
+        return job.model_copy(update=changes)
 
 
 def _absolute(path: str, folder: Path) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def resolved(job: Job) -> dict[str, Any]:
     """Write the job as JSON values, every key present: references as their text, literal headers as `***`."""
-    return job.model_dump(mode="json")
+    return job.model_dump(mode="json", by_alias=True)
 
 
 def fingerprint(job: Job) -> str:

@@ -16,6 +16,7 @@ from pipeline.arrowtypes import types_of
 from pipeline.auth import open_auth
 from pipeline.caller import Caller
 from pipeline.columns import columns_of, encoder_of, wanted_of
+from pipeline.contract import RowCheck, rows_of
 from pipeline.converse import Setting
 from pipeline.course import Course, Told
 from pipeline.errors import BulkscoreError, Incomplete, JobError, Refused, StorageFailed
@@ -70,6 +71,8 @@ class Scorer:
         self._prediction = types_of(job.output.prediction, "output.prediction")
         self._adapter = adapter_of(job.service, token_hex(16))
         self._allowed = order.allowed
+        rows = rows_of(job.service.contract) if job.service.contract and job.service.protocol == "modelarts" else None
+        self._check = RowCheck(rows.schema) if rows else None
         several = job.runner.workers > 1 or job.runner.name != "local"
         self._trial = Trial(self.store, order.run) if several and order.probe else None
         self._caller = _caller(
@@ -251,7 +254,9 @@ class Scorer:
                 uuids = names(first, first + data.num_rows)
             else:
                 uuids = names(first, int(rows[-1]) + 1).take(rows - first)
-            yield Block(first, encoder.encode(data, uuids), uuids, data.select(columns.keep), broken, uris, rows)
+            encoded = encoder.encode(data, uuids)
+            unsent = {**self._check.unfit(encoded, uris), **broken} if self._check else broken
+            yield Block(first, encoded, uuids, data.select(columns.keep), unsent, uris, rows)
 
     def _reader_of(self, columns: Columns, old: Old | None) -> Reader:
         """Return the reader that reads on behind the last range, or one that opens only the files to be healed."""
@@ -325,6 +330,7 @@ def _caller(
         auth=auth,
         headers=headers,
         limits=service.limits.model_copy(update={"rows": most_rows(service)}),
+        urls=service.url,
         rate=service.limits.rate.per_second / job.runner.workers if service.limits.rate else None,
         stopping=stopping,
         progress=progress,

@@ -6,6 +6,7 @@ Every error of the libraries below is translated here, by one table.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import time
@@ -55,6 +56,17 @@ _MISHAPS: Final[tuple[tuple[Kind, str, tuple[type[Exception], ...]], ...]] = (
     ("reset", "the connection was lost", (OSError,)),
     ("protocol", "the exchange failed", (foreign.HTTPError,)),
 )
+# By the number of OpenSSL's verdict on a certificate (X509_V_ERR_...), and by the words of other failures.
+_BY_VERDICT: Final[tuple[tuple[frozenset[int], str], ...]] = (
+    (frozenset({2, 18, 19, 20, 21}), "name the authority that signed it in service.tls.ca"),
+    (frozenset({9, 10}), "it must be renewed where the service is, unless the clock of this machine is wrong"),
+    (frozenset({62, 64}), "call the service by a name in its certificate, or give that name as service.headers.Host"),
+)
+_BY_WORDS: Final[tuple[tuple[str, str], ...]] = (
+    ("alert", "if it asks for our certificate, give the right one in service.tls.cert and service.tls.key"),
+    ("wrong version number", "nobody speaks TLS there; service.url may have to begin with http"),
+)
+_TUNNEL: Final = re.compile(r"Tunnel connection failed: (\d{3})\b")
 _FOREIGN: Final = (OSError, HTTPException, foreign.HTTPError)
 
 
@@ -217,9 +229,18 @@ def mishap(error: BaseException) -> tuple[Kind, str]:
     causes = list(_causes(error))
     for kind, words, types in _MISHAPS:
         if any(isinstance(cause, types) for cause in causes):
-            detail = _detail(causes)
-            return kind, f"{words}: {detail}" if detail else words
+            told = (words, _detail(causes), _mend(causes) if kind == "tls" else "")
+            return kind, ": ".join(filter(None, told[:2])) + (f"; {told[2]}" if told[2] else "")
     raise error
+
+
+def _mend(causes: Iterable[BaseException]) -> str:
+    """Say what to do about TLS that failed."""
+    cause = next((one for one in causes if isinstance(one, ssl.SSLError)), None)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return next((mend for codes, mend in _BY_VERDICT if cause.verify_code in codes), "see service.tls")
+    said = _detail([cause]) if cause else ""
+    return next((mend for words, mend in _BY_WORDS if words in said), "see service.tls")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -239,4 +260,7 @@ def _detail(causes: Iterable[BaseException]) -> str:
             return str(cause.reason).replace("_", " ").lower()
         if isinstance(cause, OSError) and isinstance(cause.strerror, str):
             return cause.strerror
+        refused = _TUNNEL.match(str(cause)) if isinstance(cause, OSError) else None
+        if refused:  # the proxy's words behind it could be anything
+            return f"it answers {refused[1]}"
     return ""

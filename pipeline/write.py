@@ -6,6 +6,7 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import pyarrow as pa
 
 from pipeline.converse import Outcome, Scored
 from pipeline.encode import RowEncoder
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    import pyarrow as pa
-
     from pipeline.forms import Writer
     from pipeline.pack import Chunk
     from pipeline.plan import Range
@@ -33,6 +32,8 @@ OBJECT_SECONDS: Final = 60.0
 OBJECT_BYTES: Final = 128_000_000
 _GROUP_ROWS: Final = 64_000
 _GROUP_BYTES: Final = 8_000_000
+_PARTS: Final = 256
+"""Requests whose results wait as they came: each is a dozen small objects, of which a minute must not be full."""
 
 _encoder: Final = msgspec.json.Encoder()
 
@@ -206,6 +207,7 @@ class _Object:
         self.started_at = started_at
         self.scored = self.dead = self.requests = self.sent = self.received = 0
         self._waiting: list[Part] = []
+        self._tables: list[pa.Table] = []
         self._waiting_rows = self._waiting_bytes = 0
         self._drafts: dict[str, Draft] = {}
         self._writer: Writer | None = None
@@ -222,6 +224,8 @@ class _Object:
         self._waiting_bytes += part.answers.nbytes + part.keep.nbytes + part.row_uuids.nbytes
         if self._waiting_rows >= _GROUP_ROWS or self._waiting_bytes >= _GROUP_BYTES:
             self._flush()
+        elif len(self._waiting) >= _PARTS:
+            self._join()
 
     def bury(self, letters: Iterable[DeadLetter]) -> None:
         for letter in letters:
@@ -257,9 +261,16 @@ class _Object:
             self._drafts[folder] = self._store.create(folder)
         return self._drafts[folder]
 
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        self.begin().write_table(result_table(self._waiting, self._source, self._schema))
+    def _join(self) -> None:
+        """Make one table of the results that wait."""
+        self._tables.append(result_table(self._waiting, self._source, self._schema).combine_chunks())
         self._waiting.clear()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._tables.append(result_table(self._waiting, self._source, self._schema))
+            self._waiting.clear()
+        if self._tables:
+            self.begin().write_table(pa.concat_tables(self._tables))
+            self._tables.clear()
         self._waiting_rows = self._waiting_bytes = 0

@@ -152,6 +152,11 @@ def _constants(value: object) -> dict[str, Any]:
     return value
 
 
+def _contract(value: object) -> object:
+    """Take the path of a file; what was read of it takes its place."""
+    return value if isinstance(value, dict) else values.text(value)
+
+
 _TEXT = {"type": "string", "minLength": 1}
 _LIST = {"type": "array", "items": _TEXT, "uniqueItems": True}
 _ONE_OR_MORE = WithJsonSchema({"anyOf": [_TEXT, _LIST]})
@@ -207,6 +212,7 @@ Plain = Annotated[str, BeforeValidator(_plain), WithJsonSchema({"type": "string"
 Form = Annotated[dict[str, Any], PlainValidator(_constants), WithJsonSchema({"type": "object"})]
 Template = Annotated[Any, BeforeValidator(template), WithJsonSchema({"type": ["object", "array"]})]
 JmesPath = Annotated[str, BeforeValidator(jmes_path), WithJsonSchema(_TEXT)]
+Contract = Annotated[Any, BeforeValidator(_contract), WithJsonSchema(_TEXT)]
 Headers = Annotated[
     dict[str, Secret],
     PlainValidator(_headers),

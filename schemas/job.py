@@ -21,6 +21,7 @@ from schemas.auth import Auth, NoAuth
 from schemas.fields import (
     Allowed,
     Character,
+    Contract,
     Count,
     Duration,
     Encoding,
@@ -131,6 +132,10 @@ class Service(Part):
     options: Annotated[OptionsOfProtocol, Field(description="Options of the protocol.", validate_default=True)] = Field(
         default_factory=dict
     )  # type: ignore[assignment] # the protocol's own are made of it
+    contract: Annotated[
+        Contract | None,
+        marked("answers", "The model package's config.json: what rows must look like to be sent."),
+    ] = Field(default=None, alias="schema")
     version: Annotated[Text | None, marked("answers", "A label of the deployed model: a new one, new answers.")] = None
     auth: Annotated[Auth, Field(description="How the service lets us in; default: it asks for nothing.")] = NoAuth()
     headers: Annotated[Headers, marked("place", "Extra request headers; values may be references.")] = Field(
@@ -197,7 +202,8 @@ class Job(Part):
 
 def leaves(part: type[Part] = Job, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key of the job file that holds a value, by its dotted path; a union gives the keys of all its members."""
-    for name, field in part.model_fields.items():
+    for attribute, field in part.model_fields.items():
+        name = field.alias or attribute
         parts = [
             one
             for one in (field.annotation, *get_args(field.annotation))

@@ -17,11 +17,15 @@ _NULL: Final = {"type": "null"}
 def json_schema() -> dict[str, Any]:
     """Describe every key: what it takes, what it is for, what its change changes. Always the same."""
     schema = Job.model_json_schema()
-    defaults = {part.__name__: part.model_construct().model_dump(mode="json", warnings=False) for part in _parts(Part)}
+    defaults = {part.__name__: _defaults(part) for part in _parts(Part)}
     for title, part in (("Job", schema), *schema["$defs"].items()):
         for name, field in part["properties"].items():
             part["properties"][name] = _as_written(field, defaults[title].get(name))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "bulkscore job file"}
+
+
+def _defaults(part: type[Part]) -> dict[str, Any]:
+    return part.model_construct().model_dump(mode="json", by_alias=True, warnings=False)
 
 
 def _parts(part: type[Part]) -> Iterator[type[Part]]:

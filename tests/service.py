@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from ssl import SSLContext
 
     Answer = Callable[["Call"], "tuple[int, Mapping[str, str], bytes]"]
 
@@ -34,6 +35,7 @@ class Call:
     body: bytes
     arrived: float
     left: float | None = None
+    method: str = "POST"
 
     @property
     def rows(self) -> list[dict[str, object]]:
@@ -69,9 +71,11 @@ class Service:
     url: str = ""
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def take(self, headers: Mapping[str, str], body: bytes) -> tuple[Call, tuple[int, Mapping[str, str], bytes]]:
+    def take(
+        self, headers: Mapping[str, str], body: bytes, method: str = "POST"
+    ) -> tuple[Call, tuple[int, Mapping[str, str], bytes]]:
         """Note a request, and answer it."""
-        call = Call(dict(headers), body, time.monotonic())
+        call = Call(dict(headers), body, time.monotonic(), method=method)
         with self.changed:
             self.calls.append(call)
             self.in_flight += 1
@@ -122,11 +126,13 @@ class Crowd:
 
 
 @contextmanager
-def recording(answer: Answer = score) -> Iterator[Service]:
-    """Serve on a free port of the loopback; `url` is what a job calls."""
+def recording(answer: Answer = score, tls: SSLContext | None = None) -> Iterator[Service]:
+    """Serve on a free port of the loopback, over TLS where a context is given; `url` is what a job calls."""
     service = Service(answer)
     server = _Server(("127.0.0.1", 0), _handler(service))
-    service.url = f"http://127.0.0.1:{server.server_address[1]}/v1/infers/iris"
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    service.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}/v1/infers/iris"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -156,12 +162,14 @@ def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            _, (status, headers, content) = service.take(self.headers, body)
+            _, (status, headers, content) = service.take(self.headers, body, self.command)
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)
+
+        do_PUT = do_POST  # noqa: N815 - as the library has it
 
         def log_message(self, *_: object) -> None:
             pass

@@ -22,7 +22,9 @@ from pipeline.jobfile import changed_answers, fingerprint, json_schema, load, mi
 from schemas import values
 from schemas.auth import TokenAuth
 from schemas.job import Job, leaves, marks
+from schemas.options import JsonOptions
 from schemas.secret import Secret, Unresolved, reveal
+from schemas.template import columns, one_row
 from schemas.values import Allowance, InvalidValueError, Rate
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +39,19 @@ service: {url: "http://host/score"}
 output: {path: out}
 """
 TOKEN = "{type: token, auth_url: http://iam/v3, user: u, domain: d, project: p, password: '${env:PW}'}"
+AUTHS = (
+    TOKEN,
+    "{type: none}",
+    "{type: aksk, access_key: AK, secret_key: '${env:SK}', security_token: '${env:ST}'}",
+    "{type: app-code, code: '${env:CODE}'}",
+    "{type: app-key, key: k, secret: '${env:SECRET}'}",
+    "{type: api-key, key: '${env:KEY}'}",
+)
+PROTOCOLS = {
+    "modelarts": "{}",
+    "file": "{field: images}",
+    "json": "{body: {image: {$base64: content}}}",
+}
 
 
 @pytest.fixture
@@ -79,7 +94,17 @@ CHARACTER = r'allowed: one ASCII character, such as "," or "\t", in double quote
 ENCODING = "allowed: a text encoding's name, such as utf-8, utf-16, cp1252, latin-1, gb18030"
 ONE_LINE = "has more than one line or control characters; allowed: one line of text"
 OURS = "prediction, source, source_row, row_uuid, request_uuid, request_row, attempts, latency_ms, scored_at"
-SERVICE_KEYS = "url, protocol, options, version, auth, headers, tls, limits"
+SERVICE_KEYS = "url, protocol, transport, options, version, auth, headers, tls, limits"
+AUTH_TYPES = "none, token, aksk, app-code, app-key, api-key"
+FORM_VALUES = 'allowed: text, a number, true, false, or {"$column": name}'
+ALONE = "allowed: one of $column, $base64, $rows, alone"
+SIGNED = "allowed: at most 12MB, or another auth.type"
+FILE_KEYS = "field, form, part_type, content"
+TRANSPORT_KEYS = "events, message, greeting"
+AUTH_KEYS = (
+    "type, auth_url, user, domain, project, project_id, password, token, access_key, secret_key, security_token, code, "
+    "key, secret, header, prefix"
+)
 TOKEN_KEYS = "type, auth_url, user, domain, project, project_id, password, token"
 HEADER = "is not text on one line, in ASCII, without space around it"
 
@@ -130,14 +155,19 @@ WRONG_VALUES = [
     ("service.url", "http://h:99999/", f"'http://h:99999/' is not a URL to call; {URL}"),
     ("service.url", "http://u:hunter2@h/", "a URL may not carry a user or a password; use service.auth"),
     ("service.url", "http://u:hunter2@[/", "a URL may not carry a user or a password; use service.auth"),
-    ("service.url", "[http://a, http://b]", "2 URLs; allowed: one"),
+    ("service.url", "[http://a, ws://b]", "some are for websockets and some are not; allowed: all of one kind"),
+    ("service.transport", "tcp", "'tcp' is not allowed; allowed: http, sse, websocket"),
     ("service.protocl", "x", f"unknown key; did you mean 'protocol'? allowed: {SERVICE_KEYS}"),
-    ("service.protocol", "modelart", "'modelart' is not allowed; did you mean 'modelarts'? allowed: modelarts"),
-    ("service.options.wrap", "x", "unknown key; did you mean 'wrapper'? allowed: wrapper, meta"),
+    (
+        "service.protocol",
+        "modelart",
+        "'modelart' is not allowed; did you mean 'modelarts'? allowed: modelarts, file, json",
+    ),
+    ("service.options.wrap", "x", f"unknown key; did you mean 'wrapper'? allowed: wrapper, meta, {TRANSPORT_KEYS}"),
     ("service.options.wrapper", "row", "'row' is not allowed; allowed: data, none"),
     ("service.options.meta", "no", "'no' is not allowed; allowed: true, false"),
     ("service.version", "1.10", "1.1 is not text; put it in quotes"),
-    ("service.auth", "hunter2", f"is not a mapping; allowed: keys {TOKEN_KEYS}"),
+    ("service.auth", "hunter2", f"is not a mapping; allowed: keys {AUTH_KEYS}"),
     ("service.headers", "hunter2", "is not a mapping; allowed: header names with their values"),
     ("service.headers", "{a b: hunter2}", "'a b' is not a header's name"),
     ("service.headers", "{a: hunter2, A: y}", "a header is given twice; upper and lower case are the same"),
@@ -167,10 +197,10 @@ WRONG_VALUES = [
 # The same, where the blame falls on another key than the one that was set.
 WRONG_ELSEWHERE = [
     ({"params": "{a: [1]}"}, "params.a: [1] is not text"),
-    ({"service.auth": "{}"}, "service.auth.type: missing; allowed: none, token"),
+    ({"service.auth": "{}"}, f"service.auth.type: missing; allowed: {AUTH_TYPES}"),
     (
         {"service.auth": "{type: tokn}"},
-        "service.auth.type: 'tokn' is not allowed; did you mean 'token'? allowed: none, token",
+        f"service.auth.type: 'tokn' is not allowed; did you mean 'token'? allowed: {AUTH_TYPES}",
     ),
     ({"service.auth": "{type: none, user: hunter2}"}, "service.auth.user: unknown key; allowed: type"),
     (
@@ -635,18 +665,19 @@ def test_results_have_a_form_and_typed_fields(make):
 
 
 def test_every_key_is_marked(make):
-    """Marks are total over the keys of a resolved job, and each of the four is in use."""
-    job = make(sets={"service.auth": TOKEN})
+    """Marks are total over the keys of resolved jobs, and each of the four is in use."""
+    jobs = [make(sets={"service.auth": auth}) for auth in AUTHS]
+    jobs += [make(sets={"service.protocol": name, "service.options": options}) for name, options in PROTOCOLS.items()]
 
     def paths(value, prefix=""):
-        held = {"params", "columns", "rename", "headers", "prediction"} | (
-            {"options"} if prefix == "runner." else set()
-        )
+        held = {"params", "columns", "rename", "headers", "prediction", "form", "body"} - (
+            {"body"} if prefix == "service.limits." else set()
+        ) | ({"options"} if prefix == "runner." else set())
         for key, one in value.items():
             inner = isinstance(one, dict) and key not in held
             yield from paths(one, f"{prefix}{key}.") if inner else [f"{prefix}{key}"]
 
-    assert set(paths(resolved(job))) == set(marks())
+    assert {path for job in jobs for path in paths(resolved(job))} == set(marks())
     assert set(marks().values()) == {"answers", "verdict", "speed", "place"}
     assert all(field.description for _, field in leaves())
 
@@ -657,7 +688,9 @@ def test_the_marks_are_those_of_the_contract():
         "name",
         *(f"input.{key}" for key in ("format", "columns", "send", "rename", "keep", "nan")),
         *(f"input.csv.{key}" for key in ("delimiter", "header", "quote", "encoding", "null_values")),
-        *(f"service.{key}" for key in ("protocol", "options.wrapper", "options.meta", "version")),
+        *(f"service.{key}" for key in ("protocol", "version")),
+        *(f"service.options.{key}" for key in ("wrapper", "meta", "field", "form", "part_type", "content")),
+        *(f"service.options.{key}" for key in ("body", "answer", "method", "events")),
         "output.format",
         "output.prediction",
     }
@@ -774,3 +807,99 @@ def test_a_job_and_its_parts_cannot_be_changed(make):
     with pytest.raises(ValueError, match="frozen"):
         job.name = "x"
     assert isinstance(job, Job)
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        ({"service.protocol": "file"}, "service.options.field: missing; required: The input's name, such as images"),
+        (
+            {"service.protocol": "file", "service.options": "{field: images, feld: images}"},
+            f"service.options.feld: unknown key; did you mean 'field'? allowed: {FILE_KEYS}, {TRANSPORT_KEYS}",
+        ),
+        (
+            {"service.protocol": "file", "service.options": "{field: images, form: {a: [1]}}"},
+            "service.options.form: [1] is not allowed for 'a'; " + FORM_VALUES,
+        ),
+        (
+            {"service.protocol": "file", "service.options": "{field: images}", "service.limits.rows": "2"},
+            "service.limits.rows: protocol file sends one row a request here; leave it out",
+        ),
+        (
+            {"service.protocol": "file", "service.options": "{field: images}", "input.send": "[a]"},
+            "input.send: protocol file sends what service.options names; leave it out",
+        ),
+        (
+            {"service.protocol": "json", "service.options": "{body: {a: 1}}"},
+            'service.options.body: no column in it; allowed: JSON with {"$column": name} or {"$base64": name}',
+        ),
+        (
+            {"service.protocol": "json", "service.options": "{body: {a: {$colum: x}}}"},
+            "service.options.body: {'$colum': 'x'} is not allowed; " + ALONE,
+        ),
+        (
+            {"service.protocol": "json", "service.options": "{body: {a: {$column: x, b: 1}}}"},
+            "service.options.body: {'$column': 'x', 'b': 1} is not allowed; " + ALONE,
+        ),
+        (
+            {"service.protocol": "json", "service.options": "{body: {a: {$column: 5}}}"},
+            "service.options.body: $column: 5 is not the name of a column; put it in quotes",
+        ),
+        (
+            {"service.protocol": "json", "service.options": "{body: {$rows: {a: 1}}}"},
+            'service.options.body: no column in $rows; allowed: {"$rows": {"x": {"$column": "x"}}}',
+        ),
+        (
+            {"service.protocol": "json", "service.options": "{body: [{$rows: {$column: x}}, {$rows: {$column: x}}]}"},
+            "service.options.body: $rows is in it 2 times; allowed: once, and not inside itself",
+        ),
+        (
+            {"service.protocol": "json", "service.options": "{body: {a: {$rows: {$column: x}}, b: {$column: x}}}"},
+            "service.options.body: a column outside of $rows, where there is no row; put it inside",
+        ),
+        (
+            {"service.options": "{events: last}"},
+            "service.options.events: only transport sse has it, and it is http; leave it out",
+        ),
+        (
+            {"service.url": "wss://h/x", "service.transport": "sse"},
+            "service.transport: 'sse' is not for 'wss://h/x'; leave it out",
+        ),
+        (
+            {
+                "service.auth": "{type: aksk, access_key: AK, secret_key: '${env:SK}'}",
+                "service.limits.body": "12000001",
+            },
+            "service.limits.body: 12000001 bytes are more than the gateway takes with an AK/SK signature; " + SIGNED,
+        ),
+    ],
+)
+def test_what_does_not_fit_the_protocol_or_its_way_in_is_told(refused, sets, said):
+    """Options are those of the protocol, and of the transport; the place and the mend are named."""
+    [line] = refused(sets=sets)
+
+    assert line.partition(": ")[2] == said
+
+
+@pytest.mark.parametrize(
+    ("url", "given", "way"),
+    [
+        ("http://h/x", {}, "http"),
+        ("wss://h/x", {}, "websocket"),
+        ("https://h/x", {"service.transport": "websocket"}, "websocket"),
+        ("https://h/x", {"service.transport": "sse"}, "sse"),
+    ],
+)
+def test_the_url_tells_the_transport_unless_the_job_does(make, url, given, way):
+    """A platform gives websocket services an https address, too."""
+    assert make(sets={"service.url": url, **given}).service.way == way
+
+
+def test_the_columns_of_a_template_are_those_it_names(make):
+    """Each once, in their order, inside lists and `$rows` too."""
+    body = "{m: x, d: {$rows: [{$column: b}, {k: {$base64: a}}, {$column: b}]}}"
+    options = make(sets={"service.protocol": "json", "service.options": f"{{body: {body}}}"}).service.options
+
+    assert isinstance(options, JsonOptions)
+    assert columns(options.body) == ("b", "a")
+    assert not one_row(options.body)

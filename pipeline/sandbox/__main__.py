@@ -26,8 +26,8 @@ def demo(job: str) -> int:
     with running(Options(port=0)) as url:
         print(f"* sandbox: {url}", file=sys.stderr)
         shown = ["bulkscore", "run", job, "--param", f"service={url}"]
-        secrets = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items() if f"env:{name}}}" in text)
-        print(f"* {secrets} {shlex.join(shown)}", file=sys.stderr, flush=True)
+        secrets = [f"{name}={value}" for name, value in ENVIRONMENT.items() if f"${{env:{name}}}" in text]
+        print("*", *secrets, shlex.join(shown), file=sys.stderr, flush=True)
         command = [str(Path(sys.executable).with_name("bulkscore")), *shown[1:], "--json"]
         environment = {**os.environ, **ENVIRONMENT}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - ours
