@@ -12,7 +12,7 @@ import msgspec
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_environ_proxies, select_proxy
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI, ProxyError
+from websockets.exceptions import ConnectionClosed, InvalidURI, ProxyError, WebSocketException
 
 from pipeline.errors import JobError
 from pipeline.messages import LOST, status_of
@@ -99,7 +99,7 @@ def unconnected(url: str, error: Exception, *, received: bool, seconds: float) -
     """Return what becomes of a request for which there was no connection."""
     if isinstance(error, ProxyError):
         return NoReply("refused", f"{place_of(url)}: the proxy gives no connection", received, seconds)
-    if isinstance(error, InvalidHandshake):
+    if isinstance(error, WebSocketException):
         lost = isinstance(error.__cause__, EOFError | OSError)
         kind, words = ("reset", "the connection was lost") if lost else ("protocol", "the reply is no handshake")
         return NoReply(kind, f"{place_of(url)}: {words}", received, seconds)  # type: ignore[arg-type]

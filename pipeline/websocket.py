@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from requests.structures import CaseInsensitiveDict
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from pipeline.handshake import Handshake, closed, late, unconnected
 from pipeline.messages import marked
@@ -171,7 +171,7 @@ class WebSockets:
             response = refusal.response
             said = CaseInsensitiveDict(response.headers.raw_items())
             return Reply(response.status_code, said, bytes(response.body), self._clock() - start)
-        except (OSError, InvalidHandshake) as error:
+        except (OSError, UnicodeError, WebSocketException) as error:
             return unconnected(url, error, received=asked.sent, seconds=self._clock() - start)
 
     async def _answer(
@@ -187,6 +187,8 @@ class WebSockets:
         except BaseException:
             connection.asked = None
             self._drop(connection)
+            if asked.answer.done() and not asked.answer.cancelled():
+                asked.answer.exception()  # seen: what ended the sending ended the waiting too
             raise
         connection.asked = None
         if not asked.named:
@@ -208,7 +210,7 @@ class WebSockets:
             for _ in range(self._greeting):
                 await connection.socket.recv(decode=False)
         except BaseException:
-            connection.socket.transport.abort()
+            self._drop(connection)
             raise
         self._open[connection] = None
         connection.listening = asyncio.create_task(self._listen(connection))
@@ -249,9 +251,10 @@ class WebSockets:
 
     def _drop(self, connection: _Connection) -> None:
         self._forget(connection)
-        connection.socket.transport.abort()
+        if not connection.socket.transport.is_closing():  # else it is as good as gone, and must not be touched
+            connection.socket.transport.abort()
 
     def _forget(self, connection: _Connection) -> None:
         self._open.pop(connection, None)
-        with suppress(ValueError):
+        if connection in self._idle.get(connection.url, ()):
             self._idle[connection.url].remove(connection)
