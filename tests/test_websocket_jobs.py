@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import ExitStack
 
 import pytest
+from rawserver import authority
 
 from jobs import (
     ROOT,
@@ -175,23 +176,59 @@ AUTHS = {
 }
 
 
+def way_job(folder, base, way, *, urls=None, direct="", **keys):
+    """Write a job over a few rows that go one way or the other."""
+    websocket = way == "websocket"
+    path = direct + ("/v1/ws/iris" if websocket else "/v1/infers/text")
+    options = {} if websocket else {"body": {"input": {"$column": "id"}}}
+    keys |= {"service__protocol": "modelarts" if websocket else "json", "service__options": options}
+    keys |= {"service__transport": way, "service__url": [url + path for url in urls or [base]]}
+    given = {"path": "in/*.parquet", "keep": ["id"]} | ({"send": SEND} if websocket else {})
+    return job_file(folder, base, input=given, **{"service__limits": {"rows": 1}} | keys)
+
+
+WAYS = pytest.mark.parametrize("way", ["websocket", "sse"])
+
+
+@WAYS
 @pytest.mark.parametrize("kind", AUTHS)
-@pytest.mark.parametrize("way", ["websocket", "sse"])
 def test_each_kind_of_credentials_opens_each_way(tmp_path, sandbox, kind, way):
     """Over a websocket it is the handshake that is signed, as a GET without a body."""
     put(tmp_path / "in" / "rows.parquet", flowers(3))
     url = sandbox(faults={2: "drop"})
-    path = "/v1/ws/iris?greeting=0" if way == "websocket" else "/v1/infers/text"
-    direct = "/vpc" if kind == "none" else ""
     auth = token(url) if kind == "token" else {"type": kind, **AUTHS[kind]}
-    options = {} if way == "websocket" else {"body": {"input": {"$column": "id"}}}
-    keys = {"service__protocol": "modelarts" if way == "websocket" else "json", "service__options": options}
-    keys |= {"service__transport": way, "service__url": url + direct + path, "service__limits": {}}
-    input_ = {"path": "in/*.parquet", "keep": ["id"]} | ({"send": SEND} if way == "websocket" else {})
-    job = job_file(tmp_path, url, input=input_, service__auth=auth, **keys)
+    job = way_job(tmp_path, url, way, direct="/vpc" if kind == "none" else "", service__auth=auth)
     done = call("run", job, env=ENVIRONMENT)
     assert done.code == 0, done.err
     assert results(tmp_path / "out").num_rows == 3
+
+
+@WAYS
+def test_each_way_leads_to_several_nodes(tmp_path, sandbox, way):
+    """They share the requests, and one that is gone costs nothing."""
+    put(tmp_path / "in" / "rows.parquet", flowers(60))
+    urls = [sandbox(), sandbox()]
+    gone = "http://127.0.0.1:9"
+    auth = {"type": "app-code", **AUTHS["app-code"]}
+    done = call("run", way_job(tmp_path, urls[0], way, urls=[*urls, gone], service__auth=auth), env=ENVIRONMENT)
+    assert done.code == 0, done.err
+    assert results(tmp_path / "out").num_rows == 60
+    assert all(stats(url)["ok"] >= 10 for url in urls)
+
+
+@WAYS
+def test_each_way_trusts_a_private_authority_that_is_named(tmp_path, sandbox, way):
+    """And no other: without it the job ends at once."""
+    put(tmp_path / "in" / "rows.parquet", flowers(5))
+    trusted = authority(tmp_path / "tls").ca
+    url = sandbox(tls_cert=tmp_path / "tls" / "server.pem")
+    auth = {"type": "app-code", **AUTHS["app-code"]}
+    refused = call("run", way_job(tmp_path, url, way, service__auth=auth), env=ENVIRONMENT)
+    assert (refused.code, "service.tls.ca" in refused.err) == (4, True), refused.err
+    job = way_job(tmp_path, url, way, service__auth=auth, service__tls={"ca": trusted})
+    done = call("run", job, env=ENVIRONMENT)
+    assert done.code == 0, done.err
+    assert results(tmp_path / "out").num_rows == 5
 
 
 def test_wrong_credentials_end_the_job(tmp_path, sandbox):
