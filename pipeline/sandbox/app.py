@@ -66,6 +66,7 @@ def build(options: Options) -> ASGIApp:
     routes = [
         *services,
         Mount(DIRECT, Router(services, redirect_slashes=False, default=_unknown)),
+        Route("/v3/auth/tokens", Endpoint("GET", _validation_endpoint(world)), methods=["GET"]),
         Route("/v3/auth/tokens", Endpoint("POST", _token_endpoint(world))),
         Route("/stats", Endpoint("GET", _stats_endpoint(world))),
         Route("/healthz", Endpoint("GET", _healthz)),
@@ -93,6 +94,22 @@ def _token_endpoint(world: World) -> Callable[[Request], Awaitable[Response]]:
         return response
 
     return issue
+
+
+def _validation_endpoint(world: World) -> Callable[[Request], Awaitable[Response]]:
+    """Tell other nodes of the service, as IAM does, whether a token is good; whoever asks needs one that is."""
+
+    async def tell(request: Request) -> Response:
+        asking, told = (
+            world.tokens.scope(request.headers.get(name, "")) for name in ("X-Auth-Token", "X-Subject-Token")
+        )
+        if asking is None:
+            return reply(Denied(401, "Unauthorized", "Unauthorized.").body, 401)
+        if told is None:
+            return reply(Denied(404, "Not Found", "Could not find token.").body, 404)
+        return reply(document(datetime.now(UTC), world.tokens.seconds, project=told, catalog=False))
+
+    return tell
 
 
 def _stats_endpoint(world: World) -> Callable[[Request], Awaitable[Response]]:

@@ -150,6 +150,11 @@ class Tokens:
         """Let every token die now, as when the user's password is changed."""
         self._known = {token: (float("-inf"), project) for token, (_, project) in self._known.items()}
 
+    def scope(self, token: str) -> bool | None:
+        """Return whether a token that is alive is the project's; None for any other."""
+        dies, project = self._known.get(token, (float("-inf"), False))
+        return project if self._clock() < dies else None
+
     def check(self, token: str | None) -> None:
         """Accept a token of the project that is alive.
 
