@@ -85,6 +85,10 @@ class Multipart:
 class Messages(Multipart):
     """Makes a message of each row, over a transport that has no forms: the file's bytes alone."""
 
+    def __init__(self, options: FileOptions, boundary: str) -> None:
+        super().__init__(options, boundary)
+        self.content_type = ANY
+
     def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> MessageEncoder:
         """Return what makes the messages."""
         return MessageEncoder(self._options, self._boundary, schema, send, reject_nan=given.nan == "reject")

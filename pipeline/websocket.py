@@ -21,53 +21,20 @@ import time
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
-import msgspec
 from requests.structures import CaseInsensitiveDict
-from requests.utils import get_environ_proxies, select_proxy
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI, ProxyError
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from pipeline.closing import LOST, status_of
-from pipeline.errors import JobError
-from pipeline.transport import DEFAULTS, FENCE_SECONDS, NoReply, Reply, mishap, place_of, tls_context
+from pipeline.handshake import Handshake, closed, late, unconnected
+from pipeline.messages import marked
+from pipeline.transport import FENCE_SECONDS, NoReply, Reply, place_of, tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
-CLOSE_SECONDS: Final = 1.0
+    from websockets.asyncio.client import ClientConnection
 
-_NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_SCHEMES: Final = {"http": "ws", "https": "wss"}
 _OK: Final = 200
-_ABSENT: Final = msgspec.Raw()
-
-
-class _Meta(msgspec.Struct):
-    uuid: str | None = None
-
-
-class _Marked(msgspec.Struct):
-    """What is looked at of a message: whose answer it says it is, and whether it tells of an error."""
-
-    meta: _Meta | str | None = None
-    erno: msgspec.Raw = _ABSENT
-    error: msgspec.Raw = _ABSENT
-    error_code: msgspec.Raw = _ABSENT
-
-    @property
-    def uuid(self) -> str | None:
-        """None where the message has none; one that is there may be blank."""
-        uuid = self.meta.uuid if isinstance(self.meta, _Meta) else self.meta
-        return None if uuid is None else uuid.strip().lower()
-
-    @property
-    def erring(self) -> bool:
-        return any(bytes(one) not in {b"", b"null"} for one in (self.erno, self.error, self.error_code))
-
-
-_MARKED: Final = msgspec.json.Decoder(_Marked)
 
 
 class _Asked:
@@ -144,7 +111,7 @@ class WebSockets:
             message = f"{place_of(url)}: the connections are closed"
             return NoReply("reset", message, received=True, seconds=self._clock() - start)
         except TimeoutError:  # the loop hangs
-            return _late(url, deadline_seconds, received=True, seconds=self._clock() - start)
+            return late(url, deadline_seconds, received=True, seconds=self._clock() - start)
 
     def signed(self, body: bytes) -> tuple[str, bytes]:  # noqa: ARG002 it is the handshake that is signed
         """Return the method and the body that a signature is over."""
@@ -197,15 +164,15 @@ class WebSockets:
                 said, answer = await self._answer(url, body, headers, asked)
             return Reply(_OK, said, answer, self._clock() - start)
         except TimeoutError:
-            return _late(url, deadline_seconds, received=asked.sent, seconds=self._clock() - start)
+            return late(url, deadline_seconds, received=asked.sent, seconds=self._clock() - start)
         except ConnectionClosed as end:
-            return _closed(url, end, received=asked.sent, seconds=self._clock() - start)
+            return closed(url, end, received=asked.sent, seconds=self._clock() - start)
         except InvalidStatus as refusal:
             response = refusal.response
             said = CaseInsensitiveDict(response.headers.raw_items())
             return Reply(response.status_code, said, bytes(response.body), self._clock() - start)
-        except (OSError, InvalidHandshake) as error:
-            return _unconnected(url, error, received=asked.sent, seconds=self._clock() - start)
+        except (OSError, UnicodeError, WebSocketException) as error:
+            return unconnected(url, error, received=asked.sent, seconds=self._clock() - start)
 
     async def _answer(
         self, url: str, body: bytes, headers: Mapping[str, str], asked: _Asked
@@ -220,6 +187,8 @@ class WebSockets:
         except BaseException:
             connection.asked = None
             self._drop(connection)
+            if asked.answer.done() and not asked.answer.cancelled():
+                asked.answer.exception()  # seen: what ended the sending ended the waiting too
             raise
         connection.asked = None
         if not asked.named:
@@ -236,12 +205,12 @@ class WebSockets:
             self._idle[connection.url].append(connection)
 
     async def _connected(self, url: str, headers: Mapping[str, str]) -> _Connection:
-        connection = _Connection(url, await _Connect.to(url, headers, self._context))
+        connection = _Connection(url, await Handshake.to(url, headers, self._context))
         try:
             for _ in range(self._greeting):
                 await connection.socket.recv(decode=False)
         except BaseException:
-            connection.socket.transport.abort()
+            self._drop(connection)
             raise
         self._open[connection] = None
         connection.listening = asyncio.create_task(self._listen(connection))
@@ -269,108 +238,23 @@ class WebSockets:
 
     def _meant(self, connection: _Connection, message: bytes) -> _Asked | None:
         """Find the request that a message answers."""
-        marked = _marked(message)
+        mark = marked(message)
         here = connection.waits
-        if marked.uuid:
+        if mark.uuid:
             for one in (connection, *self._open):
-                if one.waits and one.waits.uuid == marked.uuid:
+                if one.waits and one.waits.uuid == mark.uuid:
                     self._echoes = True
                     return one.waits
             return here if here and not here.named else None
-        pushed = here and here.named and self._echoes and marked.uuid is None and not marked.erring
+        pushed = here and here.named and self._echoes and mark.uuid is None and not mark.erring
         return None if pushed else here
 
     def _drop(self, connection: _Connection) -> None:
         self._forget(connection)
-        connection.socket.transport.abort()
+        if not connection.socket.transport.is_closing():  # else it is as good as gone, and must not be touched
+            connection.socket.transport.abort()
 
     def _forget(self, connection: _Connection) -> None:
         self._open.pop(connection, None)
-        with suppress(ValueError):
+        if connection in self._idle.get(connection.url, ()):
             self._idle[connection.url].remove(connection)
-
-
-class _Connect(connect):
-    """A handshake whose redirects are replies, as they are over HTTP."""
-
-    @classmethod
-    def to(cls, url: str, headers: Mapping[str, str], context: Any) -> _Connect:
-        """Prepare one, over TLS and by proxy as for HTTP. Raises JobError for what cannot be sent."""
-        parts = urlsplit(url)
-        scheme = _SCHEMES.get(parts.scheme, parts.scheme)
-        options: dict[str, Any] = {"ssl": context} if scheme == "wss" else {}
-        proxy = _proxy(parts._replace(scheme=scheme.replace("ws", "http")).geturl())
-        named = next((value for name, value in headers.items() if name.lower() == "host"), None)
-        if named and not proxy:  # what is called by its address, and knows itself by this name
-            options |= {"host": parts.hostname, "port": parts.port or (443 if scheme == "wss" else 80)}
-        try:
-            return cls(
-                parts._replace(scheme=scheme, netloc=named or parts.netloc).geturl(),
-                additional_headers=_sendable(headers),
-                user_agent_header=DEFAULTS["User-Agent"],
-                compression=None,
-                proxy=proxy,
-                open_timeout=None,  # the deadline counts
-                ping_timeout=None,  # a model at work may not have the time to answer
-                close_timeout=CLOSE_SECONDS,
-                max_size=None,
-                **options,
-            )
-        except InvalidURI:
-            raise JobError(f"service.url: {url!r} is not a URL; allowed: ws://host/path or wss://host/path") from None
-
-    def process_redirect(self, exc: Exception) -> Exception:
-        """Follow none."""
-        return exc
-
-
-def _sendable(headers: Mapping[str, str]) -> dict[str, str]:
-    for value in headers.values():
-        if not (value.isascii() and value.isprintable()):
-            raise JobError("a header has characters that HTTP does not allow; look for line ends in secrets")
-    return {name: value for name, value in headers.items() if name.lower() != "host"}
-
-
-def _proxy(url: str) -> str | None:
-    proxy = select_proxy(url, get_environ_proxies(url))
-    if proxy and proxy.lower().startswith("socks"):
-        raise JobError("the environment names a SOCKS proxy; allowed: an http:// proxy, or the host in NO_PROXY")
-    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
-
-
-def _marked(message: bytes) -> _Marked:
-    try:
-        return _MARKED.decode(message)
-    except _NOT_JSON:
-        return _Marked()
-
-
-def _late(url: str, deadline_seconds: float, *, received: bool, seconds: float) -> NoReply:
-    message = f"{place_of(url)}: no complete answer within {deadline_seconds:g} s"
-    return NoReply("timeout", message, received, seconds)
-
-
-def _closed(url: str, end: ConnectionClosed, *, received: bool, seconds: float) -> Reply | NoReply:
-    """Judge the end of a connection by its close code: it is the reply of that status which means the same."""
-    code = end.rcvd.code if end.rcvd else None
-    reason = " ".join(end.rcvd.reason.split()) if end.rcvd else ""
-    status = status_of(code) if code else LOST
-    if status is not LOST:
-        words = f"the service closed the connection{f': {reason}' if reason else ''}"
-        body = msgspec.json.encode({"code": code, "message": words})
-        return Reply(status, CaseInsensitiveDict[str](), body, seconds)
-    if end.rcvd is None and end.sent is not None:
-        return NoReply("protocol", f"{place_of(url)}: what came is no websocket message", received, seconds)
-    words = f"the connection was closed with {code}" if code else "the connection was lost"
-    return NoReply("reset", f"{place_of(url)}: {words}", received, seconds)
-
-
-def _unconnected(url: str, error: Exception, *, received: bool, seconds: float) -> NoReply:
-    if isinstance(error, ProxyError):
-        return NoReply("refused", f"{place_of(url)}: the proxy gives no connection", received, seconds)
-    if isinstance(error, InvalidHandshake):
-        lost = isinstance(error.__cause__, EOFError | OSError)
-        kind, words = ("reset", "the connection was lost") if lost else ("protocol", "the reply is no handshake")
-        return NoReply(kind, f"{place_of(url)}: {words}", received, seconds)  # type: ignore[arg-type]
-    kind, words = mishap(error)
-    return NoReply(kind, f"{place_of(url)}: {words}", received, seconds)

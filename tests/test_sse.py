@@ -212,6 +212,22 @@ def answers(out):
     return {row["id"]: json.loads(row["prediction"]) for row in results(out).select(["id", "prediction"]).to_pylist()}
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Der Film war lang. Der Schluss war schlecht.", (2, 8, "der", -1.0)),
+        ("猫が好き。犬も好き。", (2, 8, "好", 1.0)),
+        ("Don't stop, don't", (1, 3, "don't", 0.0)),
+        ("good and bad and odd?", (1, 5, "and", 0.0)),
+        ("", (0, 0, "", 0.0)),
+    ],
+)
+def test_the_text_service_looks_at_texts(text, found):
+    """It is a real, tiny model: sentences, words, the most frequent word, and the mood."""
+    got = figures(text)
+    assert (got.sentences, got.words, got.word, got.mood) == found
+
+
 @pytest.mark.parametrize("events", ["joined", "last", "all"])
 def test_a_job_reads_streams(tmp_path, sandbox, events):
     """Each text gets what was found in it: in words, as figures, or all events."""

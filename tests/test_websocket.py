@@ -8,12 +8,14 @@ from http import HTTPStatus
 
 import pytest
 from rawserver import answering, authority, serving
+from websockets.exceptions import WebSocketException
 from websockets.frames import Opcode
 from wsserver import conversing, echoing
 
 from jobs import until
-from pipeline.closing import status_of
 from pipeline.errors import JobError
+from pipeline.handshake import unconnected
+from pipeline.messages import status_of
 from pipeline.transport import NoReply, Reply
 from pipeline.websocket import WebSockets
 
@@ -285,6 +287,15 @@ def test_a_close_code_is_the_status_that_means_the_same(code, status):
         assert (body["code"], "the reason" in body["message"]) == (code, True)
 
 
+def test_a_message_that_is_refused_while_it_is_sent_is_no_reply_or_too_large():
+    """The service does not read on; whether its reason is heard depends on who is faster."""
+    with conversing(echoing, max_size=1000) as server, sockets() as made:
+        got = [post(made, server.url, b"x" * size) for size in (2_000, 8_000_000)]
+        assert post(made, server.url).status == 200
+    assert got[0].status == 413
+    assert got[1].kind == "reset" if isinstance(got[1], NoReply) else got[1].status == 413
+
+
 def test_every_close_code_has_a_meaning():
     """There is none that a service could send, and that would break a run."""
     statuses = {status.value for status in HTTPStatus}
@@ -410,6 +421,19 @@ def test_what_cannot_be_sent_is_an_error_of_the_job():
         assert "hidden" not in str(refused.value)
         with pytest.raises(JobError, match="is not a URL"):
             post(made, "ws:///x")
+
+
+def test_every_error_of_the_library_is_told_as_ours():
+    """None of them ends a run as a defect."""
+
+    def below(kind):
+        return [kind, *(one for inner in kind.__subclasses__() for one in below(inner))]
+
+    for kind in below(WebSocketException):
+        error = kind.__new__(kind)
+        got = unconnected("ws://host/x", error, received=False, seconds=0.0)
+        assert got.kind in {"protocol", "refused"}
+    assert unconnected("ws://host/x", UnicodeError("label"), received=False, seconds=0.0).kind == "protocol"
 
 
 def test_nobody_waits_for_a_loop_that_has_ended():

@@ -7,9 +7,11 @@ from collections import Counter
 from contextlib import ExitStack
 
 import pytest
+from rawserver import authority
 
 from jobs import (
     ROOT,
+    SEND,
     call,
     flowers,
     job_file,
@@ -20,8 +22,10 @@ from jobs import (
     put,
     results,
     stats,
+    token,
     until,
 )
+from pipeline.sandbox.credentials import ENVIRONMENT
 from pipeline.sandbox.server import Options, running
 
 ROWS = 300
@@ -70,13 +74,12 @@ def test_a_job_over_websockets_answers_as_over_http(tmp_path, sandbox, right):
 def test_whatever_happens_to_a_request_its_rows_get_their_answers(tmp_path, sandbox, right, faults):
     """Lost, swapped, refused for now, or with messages that nobody asked for in between; once, or twice in a row."""
     put(tmp_path / "in" / "rows.parquet", flowers(ROWS))
-    schedule = {4 + 3 * place: [fault] * (1 + place % 2) for place, fault in enumerate(faults)}
-    url = sandbox(faults=schedule)
-    done = call("run", over(tmp_path, url, limits={"rows": 10}))
+    url = sandbox(faults={4 + 3 * place: [fault] * (1 + place % 2) for place, fault in enumerate(faults)})
+    done = call("run", over(tmp_path, url, limits={"rows": 5}))
     assert done.code == 0, done.err
     assert answers(tmp_path) == right
     assert not proved(tmp_path / "out")
-    assert sum(stats(url)["by_fault"].values()) == sum(map(len, schedule.values()))
+    assert len(stats(url)["by_fault"]) == len(set(faults))
 
 
 @pytest.mark.parametrize("fault", ["foreign", "garbage", "trickle"])
@@ -161,6 +164,71 @@ def test_a_token_that_dies_is_renewed(tmp_path, sandbox, right):
     assert done.code == 0, done.err
     assert answers(tmp_path) == right
     assert stats(url)["tokens_issued"] >= 2
+
+
+AUTHS = {
+    "none": {},
+    "token": {},
+    "aksk": {"access_key": "${env:DEMO_ACCESS_KEY}", "secret_key": "${env:DEMO_SECRET_KEY}"},
+    "app-code": {"code": "${env:DEMO_APP_CODE}"},
+    "app-key": {"key": "${env:DEMO_APP_KEY}", "secret": "${env:DEMO_APP_SECRET}"},
+    "api-key": {"key": "${env:DEMO_API_KEY}"},
+}
+
+
+def way_job(folder, base, way, *, urls=None, direct="", **keys):
+    """Write a job over a few rows that go one way or the other."""
+    websocket = way == "websocket"
+    path = direct + ("/v1/ws/iris" if websocket else "/v1/infers/text")
+    options = {} if websocket else {"body": {"input": {"$column": "id"}}}
+    keys |= {"service__protocol": "modelarts" if websocket else "json", "service__options": options}
+    keys |= {"service__transport": way, "service__url": [url + path for url in urls or [base]]}
+    given = {"path": "in/*.parquet", "keep": ["id"]} | ({"send": SEND} if websocket else {})
+    return job_file(folder, base, input=given, **{"service__limits": {"rows": 1}} | keys)
+
+
+WAYS = pytest.mark.parametrize("way", ["websocket", "sse"])
+
+
+@WAYS
+@pytest.mark.parametrize("kind", AUTHS)
+def test_each_kind_of_credentials_opens_each_way(tmp_path, sandbox, kind, way):
+    """Over a websocket it is the handshake that is signed, as a GET without a body."""
+    put(tmp_path / "in" / "rows.parquet", flowers(3))
+    url = sandbox(faults={2: "drop"})
+    auth = token(url) if kind == "token" else {"type": kind, **AUTHS[kind]}
+    job = way_job(tmp_path, url, way, direct="/vpc" if kind == "none" else "", service__auth=auth)
+    done = call("run", job, env=ENVIRONMENT)
+    assert done.code == 0, done.err
+    assert results(tmp_path / "out").num_rows == 3
+
+
+@WAYS
+def test_each_way_leads_to_several_nodes(tmp_path, sandbox, way):
+    """They share the requests, and one that is gone costs nothing."""
+    put(tmp_path / "in" / "rows.parquet", flowers(60))
+    urls = [sandbox(), sandbox()]
+    gone = "http://127.0.0.1:9"
+    auth = {"type": "app-code", **AUTHS["app-code"]}
+    done = call("run", way_job(tmp_path, urls[0], way, urls=[*urls, gone], service__auth=auth), env=ENVIRONMENT)
+    assert done.code == 0, done.err
+    assert results(tmp_path / "out").num_rows == 60
+    assert all(stats(url)["ok"] >= 10 for url in urls)
+
+
+@WAYS
+def test_each_way_trusts_a_private_authority_that_is_named(tmp_path, sandbox, way):
+    """And no other: without it the job ends at once."""
+    put(tmp_path / "in" / "rows.parquet", flowers(5))
+    trusted = authority(tmp_path / "tls").ca
+    url = sandbox(tls_cert=tmp_path / "tls" / "server.pem")
+    auth = {"type": "app-code", **AUTHS["app-code"]}
+    refused = call("run", way_job(tmp_path, url, way, service__auth=auth), env=ENVIRONMENT)
+    assert (refused.code, "service.tls.ca" in refused.err) == (4, True), refused.err
+    job = way_job(tmp_path, url, way, service__auth=auth, service__tls={"ca": trusted})
+    done = call("run", job, env=ENVIRONMENT)
+    assert done.code == 0, done.err
+    assert results(tmp_path / "out").num_rows == 5
 
 
 def test_wrong_credentials_end_the_job(tmp_path, sandbox):

@@ -43,7 +43,7 @@ def conversing(script: Script, tls: ssl.SSLContext | None = None, **options: obj
         with suppress(ConnectionClosed):
             script(served, connection)
 
-    with serve(handle, "127.0.0.1", 0, ssl=tls, max_size=None, compression=None, **options) as server:
+    with serve(handle, "127.0.0.1", 0, ssl=tls, compression=None, **{"max_size": None} | options) as server:
         scheme = "wss" if tls else "ws"
         served = WsServer(f"{scheme}://127.0.0.1:{server.socket.getsockname()[1]}/v1/ws/iris")
         thread = threading.Thread(target=server.serve_forever)

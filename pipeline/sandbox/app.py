@@ -15,7 +15,7 @@ from pipeline.sandbox.iam import Denied, authenticate, document
 from pipeline.sandbox.infer import DIRECT, Service, World
 from pipeline.sandbox.iris import Iris
 from pipeline.sandbox.replies import Refusal, not_allowed, reply
-from pipeline.sandbox.sockets import Pictures, Sockets
+from pipeline.sandbox.sockets import Pictures, Sockets, refuse
 from pipeline.sandbox.streams import Streaming
 from pipeline.sandbox.text import Text
 
@@ -127,4 +127,9 @@ async def _healthz(_request: Request) -> Response:
 
 
 async def _unknown(scope: Scope, receive: Receive, send: Send) -> None:
-    await Refusal("404 APIG.0101").response()(scope, receive, send)
+    refusal = Refusal("404 APIG.0101")
+    if scope["type"] == "websocket":
+        await receive()  # it wants to connect
+        await refuse(refusal, scope, receive, send)
+    else:
+        await refusal.response()(scope, receive, send)

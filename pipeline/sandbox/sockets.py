@@ -75,7 +75,7 @@ class Sockets(Service):
         try:
             await self._check_handshake(connection)
         except Refusal as refusal:
-            await refusal.response()(scope, receive, send)
+            await refuse(refusal, scope, receive, send)
             return
         self._world.stats.websockets += 1
         await send({"type": "websocket.accept"})
@@ -159,6 +159,13 @@ class Sockets(Service):
 
     def _other(self, send: Send) -> Send:
         return next((one for one in self._open if one is not send), send)
+
+
+async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a handshake as any other request, and see the connection end: else the server calls it unanswered."""
+    await refusal.response()(scope, receive, send)
+    await _gone(receive)  # says the server
+    await _gone(receive)  # and so it is
 
 
 def _reason(content: bytes) -> str:
