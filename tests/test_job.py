@@ -94,7 +94,7 @@ CHARACTER = r'allowed: one ASCII character, such as "," or "\t", in double quote
 ENCODING = "allowed: a text encoding's name, such as utf-8, utf-16, cp1252, latin-1, gb18030"
 ONE_LINE = "has more than one line or control characters; allowed: one line of text"
 OURS = "prediction, source, source_row, row_uuid, request_uuid, request_row, attempts, latency_ms, scored_at"
-SERVICE_KEYS = "url, protocol, transport, options, version, auth, headers, tls, limits"
+SERVICE_KEYS = "url, protocol, transport, options, schema, version, auth, headers, tls, limits"
 AUTH_TYPES = "none, token, aksk, app-code, app-key, api-key"
 FORM_VALUES = 'allowed: text, a number, true, false, or {"$column": name}'
 ALONE = "allowed: one of $column, $base64, $rows, alone"
@@ -688,7 +688,7 @@ def test_the_marks_are_those_of_the_contract():
         "name",
         *(f"input.{key}" for key in ("format", "columns", "send", "rename", "keep", "nan")),
         *(f"input.csv.{key}" for key in ("delimiter", "header", "quote", "encoding", "null_values")),
-        *(f"service.{key}" for key in ("protocol", "version")),
+        *(f"service.{key}" for key in ("protocol", "schema", "version")),
         *(f"service.options.{key}" for key in ("wrapper", "meta", "field", "form", "part_type", "content")),
         *(f"service.options.{key}" for key in ("body", "answer", "method", "events")),
         "output.format",
@@ -870,7 +870,7 @@ def test_a_job_and_its_parts_cannot_be_changed(make):
                 "service.auth": "{type: aksk, access_key: AK, secret_key: '${env:SK}'}",
                 "service.limits.body": "12000001",
             },
-            "service.limits.body: 12000001 bytes are more than the gateway takes with an AK/SK signature; " + SIGNED,
+            "service.limits.body: 12000001 bytes are more than the gateway takes with a signature; " + SIGNED,
         ),
     ],
 )
