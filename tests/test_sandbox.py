@@ -339,8 +339,22 @@ def test_unknown_paths_and_methods_are_refused(sandbox):
     unknown = infer(url, path="nothing")
     assert (unknown.status_code, unknown.json()["error_code"]) == (404, "APIG.0101")
     assert requests.get(f"{url}/v1/infers/iris", timeout=10).status_code == 405
-    assert requests.get(f"{url}/v3/auth/tokens", timeout=10).status_code == 405
+    assert requests.put(f"{url}/v3/auth/tokens", timeout=10).status_code == 405
     assert requests.get(f"{url}/healthz", timeout=10).json() == {"status": "ok"}
+
+
+def test_iam_tells_whose_a_token_is(sandbox):
+    """To whoever has a token: the project's, the domain's, and 404 for one that is not good."""
+    url = sandbox()
+    ours, domains = token_of(url), token_of(url, scope={"domain": {"name": "demo"}})
+
+    def told(asking, about):
+        headers = {"X-Auth-Token": asking, "X-Subject-Token": about}
+        return requests.get(f"{url}/v3/auth/tokens", headers=headers, timeout=10)
+
+    assert told(ours, ours).json()["token"]["project"]["name"] == "demo"
+    assert "project" not in told(ours, domains).json()["token"]
+    assert [told(ours, "MIIgarbage").status_code, told("MIIgarbage", ours).status_code] == [404, 401]
 
 
 def test_every_answer_says_who_gave_it_and_how_to_find_it(sandbox):
