@@ -104,6 +104,7 @@ class Caller:
         stopping: Stopping,
         progress: Progress,
         probe: bool = False,
+        mend: str = "input.send, input.rename or service.options",
         max_requests: int | None = None,
         opened: Callable[[], None] = lambda: None,
         stop: Callable[[BulkscoreError], None] | None = None,
@@ -119,6 +120,7 @@ class Caller:
         self._stop = stop or stopping.stop
         self._changed = threading.Condition()
         self._gate = Gate(is_open=not probe)
+        self._mend = mend
         self._places = Places(
             limits.in_flight,
             rate,
@@ -272,7 +274,9 @@ class Caller:
             if isinstance(outcome, Dead):
                 with self._changed:
                     try:
-                        self._gate.died(len(outcome.chunk), told(outcome.fault), self._setting.url)
+                        fits = outcome.fault.action is not Action.MISFIT
+                        why, rows = told(outcome.fault), len(outcome.chunk)
+                        self._gate.died(rows, why, self._setting.url, mend=self._mend, answered=not fits)
                     except Refused as error:
                         self._stop(error)  # before anybody else is let in
                         raise

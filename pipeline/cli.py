@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import signal
+import time
 import traceback
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -53,6 +54,7 @@ Changed = Annotated[
 ]
 P = ParamSpec("P")
 _SIGNALS: Final[dict[int, int]] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+_TOGETHER_SECONDS: Final = 0.3
 
 
 def command(function: Callable[P, int | None]) -> Callable[P, None]:
@@ -390,14 +392,19 @@ def beam_arguments(texts: list[str]) -> list[str]:
 
 
 @contextmanager
-def interruptible(stop: Callable[[int], None]) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM call `stop` with its exit code, and the second end the process."""
-    received: list[int] = []
+def interruptible(stop: Callable[[int], None], *, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM call `stop` with its exit code, and the second end the process.
+
+    What comes together is one: `timeout` signals the process, and then its group.
+    """
+    received: list[float] = []
 
     def handle(number: int, _: object) -> None:
-        received.append(number)
+        received.append(clock())
         if len(received) > 1:
-            os._exit(_SIGNALS[number])
+            if received[-1] - received[0] > _TOGETHER_SECONDS:
+                os._exit(_SIGNALS[number])
+            return
         typer.echo("* stopping: requests in flight end and are committed; once more to stop now", err=True)
         stop(_SIGNALS[number])
 

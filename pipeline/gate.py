@@ -27,11 +27,13 @@ class Gate:
         decided = self.is_open or self._died >= self.ROWS
         return decided or (under_way == resting and self._died + under_way < self.ROWS)
 
-    def died(self, rows: int, why: str, url: str) -> None:
-        """Note rows that the service refused. Raises Refused when these are the first ones, and enough."""
+    def died(self, rows: int, why: str, url: str, *, mend: str, answered: bool) -> None:
+        """Note rows that the service refused, or `answered` with what does not fit; `mend` names the keys of both.
+
+        Raises Refused when these are the first ones, and enough.
+        """
         self._died += rows
         if not self.is_open and self._died >= self.ROWS:
-            raise Refused(
-                f"the service refuses each of the first {self._died} rows: {why} ({url}); mend input.send, "
-                "input.rename or service.options, or score anyway with --no-probe"
-            )
+            first = f"the first {self._died} rows"
+            what = f"the answers to {first} do not fit" if answered else f"the service refuses each of {first}"
+            raise Refused(f"{what}: {why} ({url}); mend {mend}, or score anyway with --no-probe")

@@ -231,6 +231,15 @@ def _chosen(job: Job) -> Iterator[Problem]:
         )
 
 
+def _form(job: Job) -> Iterator[Problem]:
+    options = job.service.options
+    if not isinstance(options, FileOptions):
+        return
+    for name in options.form:
+        if name == options.field or not name.strip():
+            yield (*_OPTIONS, "form"), f"{shown(name)} is the file's own field, or no name; give it another one"
+
+
 def _boundary(job: Job) -> Iterator[Problem]:
     for name in job.service.headers if job.service.protocol == "file" and job.service.way != "websocket" else ():
         if name.lower() == "content-type":
@@ -290,6 +299,7 @@ _CHECKS: Final[tuple[Callable[[Job], Iterator[Problem]], ...]] = (
     _signed,
     _transport,
     _chosen,
+    _form,
     _boundary,
     _tls,
     _contract,

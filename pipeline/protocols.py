@@ -28,6 +28,12 @@ ADAPTERS: Final[Mapping[str, Callable[[Any, str], Adapter]]] = {
 MESSAGES: Final[Mapping[str, Callable[[Any, str], Adapter]]] = {"file": Messages}
 """Those whose requests have another form over a websocket."""
 
+MENDS: Final[Mapping[str, str]] = {
+    "file": "service.options.field or form",
+    "json": "service.options.body or answer",
+}
+"""The keys that say what a request looks like, and its reply; where none are named, those of most protocols."""
+
 UNSENT: Final = "-" * 32
 """A boundary for bodies that nobody will see: as long as one that is sent."""
 

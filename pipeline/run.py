@@ -128,7 +128,10 @@ def retry(job: Job, name: str, *, watch: Watch, kinds: Collection[str] = (), arg
         planned = read_plans(store)
         if not planned.count:
             raise unplanned
-        changed(store, job, planned, receipts, None)
+        try:
+            changed(store, job, planned, receipts, None)
+        except JobError as error:
+            raise JobError(f"{error}; retry asks by the new value after `bulkscore run --changed keep`") from None
         wanted = with_letters(store, planned.counting(receipts.valid()), kinds)
         readable(store, job, planned.healing(wanted, kinds))
         names = {one.name for one in wanted}

@@ -26,7 +26,7 @@ from pipeline.ledger import Receipts, read_stop, write_stop
 from pipeline.pack import Block, Limits, pack
 from pipeline.places import shared_clock
 from pipeline.plan import Range
-from pipeline.protocols import adapter_of, most_rows
+from pipeline.protocols import MENDS, adapter_of, most_rows
 from pipeline.read import FILES, Reader, schema_of
 from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
@@ -335,6 +335,7 @@ def _caller(
         stopping=stopping,
         progress=progress,
         probe=order.probe,
+        mend=MENDS.get(service.protocol, "input.send, input.rename or service.options"),
         max_requests=None if order.max_requests is None else order.max_requests // job.runner.workers,
         opened=opened,
         stop=stop,

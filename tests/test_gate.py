@@ -51,19 +51,19 @@ def test_a_shut_gate_lets_one_through_and_another_where_that_one_waits():
     assert gate.admits(1, 1)
     assert gate.admits(2, 2)
     assert not gate.admits(3, 3)
-    gate.died(1, "no", "url")
+    gate.died(1, "no", "url", mend="input.send", answered=False)
     assert gate.admits(1, 1)
     assert not gate.admits(2, 2)
-    gate.died(1, "no", "url")
-    with pytest.raises(Refused, match=r"each of the first 3 rows: no \(url\); mend input.send.*--no-probe"):
-        gate.died(1, "no", "url")
+    gate.died(1, "no", "url", mend="input.send", answered=False)
+    with pytest.raises(Refused, match=r"each of the first 3 rows: no \(url\); mend input.send, or.*--no-probe"):
+        gate.died(1, "no", "url", mend="input.send", answered=False)
     assert gate.admits(5, 0), "nobody waits for a job that is refused"
 
 
 def test_an_open_gate_is_open_whatever_dies():
     """Rows that are refused later on are bad rows."""
     gate = Gate(is_open=True)
-    gate.died(100, "no", "url")
+    gate.died(100, "no", "url", mend="input.send", answered=True)
     assert gate.admits(100, 0)
 
 

@@ -51,4 +51,6 @@ def show(summary: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_file():  # noqa: PLR2004
+        sys.exit(f"{' '.join(sys.argv[1:]) or 'nothing'} is no job file; use: python -m pipeline.sandbox JOB")
     sys.exit(demo(sys.argv[1]))
