@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from pipeline.transport import Reply
     from pipeline.ways import Way
     from schemas.job import Limits
+
+_log: Final = logging.getLogger(__name__)
 
 BUDGET_BYTES: Final = 96_000_000
 """Beside what a process has with nothing in flight, and the holes that large bodies leave: in all under 400 MB."""
@@ -141,6 +144,7 @@ class Caller:
         self._sizing = Sizing(
             rows=limits.rows or MAX_ROWS, body=limits.body, timeout=limits.timeout, clock=setting.clock, trial=probe
         )
+        self._failing: set[str] = set()
         self._trials: set[int] = set()
         self._budget = Budget(BUDGET_BYTES)
         self._costs: dict[int, int] = {}
@@ -302,7 +306,9 @@ class Caller:
             )
         trip.uuid = chunk.uuid
         trip.seconds, trip.rows, trip.size = reply.seconds, len(chunk), len(chunk.body)
-        if self._of_its_node(pick, reply):
+        alone = self._of_its_node(pick, reply)
+        self._tell_left_out(pick.url, reply)
+        if alone:
             trip.late = False  # no sign of how much the service can take: others go on
             return credentials, without(pick.url, reply, (*self._auth.secrets(credentials), *self._secrets))
         trip.late = reply.kind == "timeout" if isinstance(reply, NoReply) else reply.status == GATEWAY_TIMEOUT
@@ -339,6 +345,17 @@ class Caller:
                 return self._nodes.failed(pick, sure=True)
             self._nodes.answered(pick, well=reply.status == 200)  # noqa: PLR2004
             return False
+
+    def _tell_left_out(self, url: str, reply: Reply | NoReply) -> None:
+        """Say once that one of several nodes is left out: nothing else would show that there is one less."""
+        if len(self._nodes) == 1:
+            return
+        with self._changed:
+            news = url in self._nodes.out and url not in self._failing
+            self._failing |= {url} if news else set()
+        if news:
+            why = reply.message if isinstance(reply, NoReply) else f"status {reply.status}"
+            _log.warning("%s is left out while it fails, and others get its requests: %s", url, why)
 
     def _oversized(self, chunk: Chunk) -> Bounds | None:
         """Return the bounds of a request that has a place, where it exceeds what was learned while it waited for it."""

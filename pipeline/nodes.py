@@ -57,6 +57,10 @@ class Nodes:
         self._nodes = [_Node(url) for url in urls]
         self._turn = 0
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._nodes)
+
     @property
     def out(self) -> list[str]:
         """The URLs that are left out now."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from service import recording, refusal, score
 
-from jobs import call, flowers, job_file, letters, proved, put, receipts, runs, stats, token, until
+from jobs import call, command, flowers, job_file, letters, proved, put, receipts, runs, stats, token, until
 from pipeline.nodes import FIRST_PAUSE, LONGEST_PAUSE, Nodes
 from pipeline.sandbox.iam import Tokens
 from pipeline.sandbox.server import Options, running
@@ -280,8 +280,9 @@ def test_a_first_node_that_does_not_have_the_model_ends_the_job(tmp_path):
 def test_a_node_that_is_down_from_the_start_costs_one_attempt(tmp_path):
     """No connection is no wrong URL: the trial of the first rows goes on with the next node."""
     with recording() as good:
-        done = call("run", plain(tmp_path, ["http://127.0.0.1:9/v1/infers/iris", good.url]))
+        done = command("run", plain(tmp_path, ["http://127.0.0.1:9/v1/infers/iris", good.url]))
     assert (done.code, letters(tmp_path / "out")) == (0, [])
+    assert "http://127.0.0.1:9/v1/infers/iris is left out while it fails, and others get its requests: " in done.err
 
 
 def test_a_history_names_the_node(tmp_path):
