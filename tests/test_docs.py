@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from jobs import call, results
 from pipeline import errors
 from pipeline.cli import app
 from pipeline.jobfile import load
@@ -176,6 +178,22 @@ def test_job_files_in_the_readme_are_valid(block, tmp_path):
     path.write_text(block)
 
     assert load(path, today=TODAY).version == 1
+
+
+def test_the_template_scores_as_the_protocol_does(home, sandbox):
+    """The job with `$rows` gives each flower the answer that jobs/iris.yaml gives it."""
+    [block] = [one for one in blocks(README, "yaml") if "$rows" in one]
+    (home / "jobs/template.yaml").write_text(block)
+    url = sandbox()
+    told = {}
+    for job, out in {"template": "iris-by-template", "iris": "iris"}.items():
+        assert call("run", home / f"jobs/{job}.yaml", "--param", f"service={url}").code == 0
+        table = results(home / "results" / out)
+        told[job] = dict(zip(table["id"].to_pylist(), table["prediction"].to_pylist(), strict=True))
+    assert len(told["iris"]) == 150
+    assert {key: json.loads(one) for key, one in told["template"].items()} == {
+        key: json.loads(one) for key, one in told["iris"].items()
+    }
 
 
 @pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
