@@ -5,13 +5,14 @@ Every error of the library below is translated here.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_environ_proxies, select_proxy
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidURI, ProxyError, WebSocketException
 
 from pipeline.errors import JobError
@@ -19,9 +20,18 @@ from pipeline.messages import LOST, status_of
 from pipeline.transport import DEFAULTS, NoReply, Reply, mishap, place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from websockets.client import ClientProtocol
+    from websockets.http11 import Request, Response
 
 CLOSE_SECONDS: Final = 1.0
+
+_SUCCESS: Final = 2
+_NOT_FOUND: Final = 404
+
+_LOGGER: Final = logging.getLogger("bulkscore.websockets")
+_LOGGER.setLevel(logging.WARNING)  # below it the library writes down headers, and credentials are among them
 
 _SCHEMES: Final = {"http": "ws", "https": "wss"}
 
@@ -36,13 +46,16 @@ class Handshake(connect):
         scheme = _SCHEMES.get(parts.scheme, parts.scheme)
         options: dict[str, Any] = {"ssl": context} if scheme == "wss" else {}
         proxy = _proxy(parts._replace(scheme=scheme.replace("ws", "http")).geturl())
-        named = next((value for name, value in headers.items() if name.lower() == "host"), None)
-        if named and not proxy:  # what is called by its address, and knows itself by this name
-            options |= {"host": parts.hostname, "port": parts.port or (443 if scheme == "wss" else 80)}
+        sendable = _sendable(headers)
+        host = sendable.pop("host", None)
+        if host and scheme == "wss":  # what is called by its address, and knows itself by this name
+            options["server_hostname"] = urlsplit(f"//{host}").hostname
         try:
             return cls(
-                parts._replace(scheme=scheme, netloc=named or parts.netloc).geturl(),
-                additional_headers=_sendable(headers),
+                parts._replace(scheme=scheme).geturl(),
+                additional_headers=sendable,
+                create_connection=_called(host),  # type: ignore[arg-type]
+                logger=_LOGGER,
                 user_agent_header=DEFAULTS["User-Agent"],
                 compression=None,
                 proxy=proxy,
@@ -60,11 +73,31 @@ class Handshake(connect):
         return exc
 
 
+def _called(host: str | None) -> Callable[..., ClientConnection]:
+    """Return what makes connections to a service that is called so, to the letter, as it may have been signed."""
+
+    def create(protocol: ClientProtocol, **options: Any) -> ClientConnection:
+        if host:
+            usual = protocol.connect
+
+            def connect() -> Request:
+                request = usual()
+                del request.headers["Host"]
+                request.headers["Host"] = host
+                return request
+
+            protocol.connect = connect  # type: ignore[method-assign]
+        return ClientConnection(protocol, **options)
+
+    return create
+
+
 def _sendable(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers; that of the host is called `host`."""
     for value in headers.values():
         if not (value.isascii() and value.isprintable()):
             raise JobError("a header has characters that HTTP does not allow; look for line ends in secrets")
-    return {name: value for name, value in headers.items() if name.lower() != "host"}
+    return {"host" if name.lower() == "host" else name: value for name, value in headers.items()}
 
 
 def _proxy(url: str) -> str | None:
@@ -80,11 +113,16 @@ def late(url: str, deadline_seconds: float, *, received: bool, seconds: float) -
     return NoReply("timeout", message, received, seconds)
 
 
-def closed(url: str, end: ConnectionClosed, *, received: bool, seconds: float) -> Reply | NoReply:
-    """Judge the end of a connection by its close code: it is the reply of that status which means the same."""
+def closed(
+    url: str, end: ConnectionClosed, *, received: bool, seconds: float, answered: bool = False, works: bool = False
+) -> Reply | NoReply:
+    """Judge the end of a connection by its close code: it is the reply of that status which means the same.
+
+    `answered` and `works` are as in `status_of`.
+    """
     code = end.rcvd.code if end.rcvd else None
     reason = " ".join(end.rcvd.reason.split()) if end.rcvd else ""
-    status = status_of(code) if code else LOST
+    status = status_of(code, answered=answered, works=works) if code else LOST
     if status is not LOST:
         words = f"the service closed the connection{f': {reason}' if reason else ''}"
         body = msgspec.json.encode({"code": code, "message": words})
@@ -93,6 +131,16 @@ def closed(url: str, end: ConnectionClosed, *, received: bool, seconds: float) -
         return NoReply("protocol", f"{place_of(url)}: what came is no websocket message", received, seconds)
     words = f"the connection was closed with {code}" if code else "the connection was lost"
     return NoReply("reset", f"{place_of(url)}: {words}", received, seconds)
+
+
+def refused(response: Response, seconds: float) -> Reply:
+    """Return the reply that a handshake got. A success is none: it is somebody else's, and no answer to a request."""
+    if response.status_code // 100 != _SUCCESS:
+        headers = CaseInsensitiveDict[str](response.headers.raw_items())
+        return Reply(response.status_code, headers, bytes(response.body), seconds)
+    words = f"the service does not speak websocket at this URL: it answers the handshake with {response.status_code}"
+    body = msgspec.json.encode({"message": words})
+    return Reply(_NOT_FOUND, CaseInsensitiveDict[str](), body, seconds)
 
 
 def unconnected(url: str, error: Exception, *, received: bool, seconds: float) -> NoReply:

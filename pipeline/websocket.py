@@ -6,9 +6,16 @@ comes over. What is an answer, and to what:
 - A message with the `meta.uuid` of a request that waits is the answer to that request, over any connection.
 - A message with another one answers nothing that sent a uuid.
 - A message without one answers the request that waits on its connection, unless the service is known to send uuids
-  back: then it is a push, where it is no error.
-- While nothing waits on a connection, what comes over it answers nothing. Without uuids it then cannot be told whose
-  the next one will be, so the connection is given up; and so it is after an answer that does not fit (`settle`).
+  back: then it is a push, where it is JSON and tells of no error.
+- While nothing waits on a connection, what comes over it answers nothing. Unless the service is known to send uuids
+  back it then cannot be told whose the next one will be: where uuids were sent the connection is given up, and so it is
+  after an answer that does not fit (`settle`); where none were, the job ends (`Refused`), for nothing would show that
+  answers have shifted.
+
+So that this is seen, an answer without its uuid counts only after `settle`, which looks for what comes right behind it.
+And until a process has its first answer each new connection is listened to for a moment before anything is asked over
+it: what a service says first answers nothing. A message without its uuid that tells of an error is a reply with the
+status of that error, not an answer.
 
 A connection whose request ran out of time is closed: a late reply must not be taken for the next one.
 """
@@ -20,13 +27,14 @@ import threading
 import time
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from requests.structures import CaseInsensitiveDict
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from pipeline.handshake import Handshake, closed, late, unconnected
-from pipeline.messages import marked
+from pipeline.errors import Refused
+from pipeline.handshake import Handshake, closed, late, refused, unconnected
+from pipeline.messages import is_stale, marked
 from pipeline.transport import FENCE_SECONDS, NoReply, Reply, place_of, tls_context
 
 if TYPE_CHECKING:
@@ -34,7 +42,18 @@ if TYPE_CHECKING:
 
     from websockets.asyncio.client import ClientConnection
 
+    from pipeline.messages import Marked
+
 _OK: Final = 200
+
+MOMENT_SECONDS: Final = 0.2
+"""How long, before a process has its first answer, it listens for what a service says first or behind an answer."""
+
+QUIET_SECONDS: Final = 0.002
+"""How long it listens behind later ones."""
+
+_OUTAGES: Final = (OSError, EOFError, WebSocketException, asyncio.CancelledError)
+_T = TypeVar("_T")
 
 
 class _Asked:
@@ -44,6 +63,9 @@ class _Asked:
         self.uuid = uuid.lower()
         self.named = bool(uuid) and uuid.encode() in body
         self.sent = False
+        self.proved = False  # whether the answer carried the uuid, too
+        self.status = _OK
+        self.answered = False  # whether its connection had answered something before
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
 
@@ -54,7 +76,9 @@ class _Connection:
         self.url = url
         self.socket = socket
         self.asked: _Asked | None = None
-        self.sends_uuids = False  # whether what was asked over it had any
+        self.named = False  # whether what was asked over it had a uuid
+        self.answered = False
+        self.stale = False  # whether the credentials of its handshake may be dead
         assert socket.response is not None
         self.headers = CaseInsensitiveDict(socket.response.headers.raw_items())
         self.listening: asyncio.Task[None] | None = None
@@ -89,9 +113,12 @@ class WebSockets:
         self._open: dict[_Connection, None] = {}
         self._idle: dict[str, list[_Connection]] = {}
         self._doubted: dict[str, _Connection] = {}  # by the request whose answer came without a uuid
-        self._echoes = False  # whether the service sends uuids back
+        self._echoing: set[str] = set()  # the URLs at which the service sends uuids back
+        self._works = False  # whether anything was answered as agreed
+        self._refusal: Refused | None = None
         self._ending, self._ended = threading.Lock(), False
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_ignore_outages)
         self._thread = threading.Thread(target=self._run, name="websockets", daemon=True)
         self._thread.start()
 
@@ -100,7 +127,7 @@ class WebSockets:
     ) -> Reply | NoReply:
         """One attempt, over within `deadline_seconds`, a new connection included; its headers are the handshake's.
 
-        Raises `JobError` for a URL or a header that cannot be sent.
+        Raises `JobError` for a URL or a header that cannot be sent, `Refused` where answers cannot be told apart.
         """
         start = self._clock()
         attempt = self._ask(url, body, headers, deadline_seconds, uuid)
@@ -118,9 +145,15 @@ class WebSockets:
         return "GET", b""
 
     def settle(self, uuid: str, *, fits: bool) -> None:
-        """Say whether the last answer to a request was one; what it came over is used again only then."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._settled, uuid, fits)
+        """Say whether the last answer to a request was one; what it came over is used again only then.
+
+        Raises `Refused` where what came meanwhile shows that it may be another's.
+        """
+        if uuid.lower() not in self._doubted:
+            self._works = self._works or fits
+            return
+        with suppress(CancelledError):
+            self._submit(self._settled(uuid.lower(), fits=fits)).result()
 
     def close(self) -> None:
         """Close the connections and stop the thread."""
@@ -128,13 +161,13 @@ class WebSockets:
             self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
-    def _submit(self, work: Coroutine[Any, Any, Reply | NoReply]) -> Future[Reply | NoReply]:
+    def _submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
         """Give the loop something to do; where it has ended, nobody would ever do it, and it is cancelled."""
         with self._ending:
             if not self._ended:
                 return asyncio.run_coroutine_threadsafe(work, self._loop)
         work.close()
-        never: Future[Reply | NoReply] = Future()
+        never: Future[_T] = Future()
         never.cancel()
         return never
 
@@ -162,24 +195,27 @@ class WebSockets:
         try:
             async with asyncio.timeout(deadline_seconds):
                 said, answer = await self._answer(url, body, headers, asked)
-            return Reply(_OK, said, answer, self._clock() - start)
+            return Reply(asked.status, said, answer, self._clock() - start)
         except TimeoutError:
             return late(url, deadline_seconds, received=asked.sent, seconds=self._clock() - start)
         except ConnectionClosed as end:
-            return closed(url, end, received=asked.sent, seconds=self._clock() - start)
+            if asked.answered and end.rcvd and is_stale(end.rcvd.code):
+                self._renew(url)
+            known = {"answered": asked.answered, "works": self._works}
+            return closed(url, end, received=asked.sent, seconds=self._clock() - start, **known)
         except InvalidStatus as refusal:
-            response = refusal.response
-            said = CaseInsensitiveDict(response.headers.raw_items())
-            return Reply(response.status_code, said, bytes(response.body), self._clock() - start)
+            return refused(refusal.response, self._clock() - start)
         except (OSError, UnicodeError, WebSocketException) as error:
             return unconnected(url, error, received=asked.sent, seconds=self._clock() - start)
 
     async def _answer(
         self, url: str, body: bytes, headers: Mapping[str, str], asked: _Asked
     ) -> tuple[Mapping[str, str], bytes]:
+        if self._refusal:
+            raise self._refusal
         idle = self._idle.setdefault(url, [])
-        connection = idle.pop() if idle else await self._connected(url, headers)
-        connection.asked, connection.sends_uuids = asked, asked.named
+        connection = idle.pop() if idle else await self._connected(url, headers, named=asked.named)
+        connection.asked, connection.named, asked.answered = asked, asked.named, connection.answered
         try:
             asked.sent = True
             await connection.socket.send(body, text=self._text)
@@ -191,30 +227,64 @@ class WebSockets:
                 asked.answer.exception()  # seen: what ended the sending ended the waiting too
             raise
         connection.asked = None
-        if not asked.named:
+        if asked.proved:
+            self._rest(connection)
+        else:
             self._doubted[asked.uuid] = connection
-        elif connection in self._open:
-            idle.append(connection)
         return connection.headers, answer
 
-    def _settled(self, uuid: str, fits: bool) -> None:  # noqa: FBT001 the loop passes no names
-        connection = self._doubted.pop(uuid.lower(), None)
-        if connection and not fits:
+    async def _settled(self, uuid: str, *, fits: bool) -> None:
+        connection = self._doubted.pop(uuid)
+        if fits and connection.url not in self._echoing:
+            await asyncio.sleep(QUIET_SECONDS if self._works else MOMENT_SECONDS)
+        if self._refusal:
+            raise self._refusal
+        if fits:
+            self._works = True
+            self._rest(connection)
+        else:
             self._drop(connection)
-        elif connection and connection in self._open:
+
+    def _rest(self, connection: _Connection) -> None:
+        """Keep a connection for the next request, if it is still good."""
+        if connection.stale:
+            self._drop(connection)
+        elif connection in self._open:
             self._idle[connection.url].append(connection)
 
-    async def _connected(self, url: str, headers: Mapping[str, str]) -> _Connection:
+    def _renew(self, url: str) -> None:
+        """Use none of the connections again that there are: their credentials may have died."""
+        for one in [one for one in self._open if one.url == url]:
+            one.stale = True
+            if one in self._idle[url]:
+                self._drop(one)
+
+    async def _connected(self, url: str, headers: Mapping[str, str], *, named: bool) -> _Connection:
         connection = _Connection(url, await Handshake.to(url, headers, self._context))
         try:
             for _ in range(self._greeting):
                 await connection.socket.recv(decode=False)
+            if not self._works and url not in self._echoing:
+                await self._await_silence(connection, named=named)
         except BaseException:
             self._drop(connection)
             raise
         self._open[connection] = None
         connection.listening = asyncio.create_task(self._listen(connection))
         return connection
+
+    async def _await_silence(self, connection: _Connection, *, named: bool) -> None:
+        """Hear what a service says first. Raises Refused where that could be taken for an answer."""
+        heard = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(MOMENT_SECONDS):
+                while True:
+                    await connection.socket.recv(decode=False)
+                    heard += 1
+        self.unasked += heard
+        if heard and not named:
+            words = f"the service says something first over each connection ({place_of(connection.url)})"
+            raise Refused(f"{words}; set service.options.greeting: {self._greeting + heard}")
 
     async def _listen(self, connection: _Connection) -> None:
         """Hear all that comes over a connection, to its end."""
@@ -228,26 +298,42 @@ class WebSockets:
             self._forget(connection)
 
     def _heard(self, connection: _Connection, message: bytes) -> None:
-        asked = self._meant(connection, message)
+        mark = marked(message)
+        asked = self._meant(connection, mark)
         if asked:
+            connection.answered = True
+            asked.status = _OK if asked.proved else mark.status or _OK
             asked.answer.set_result(message)
             return
         self.unasked += 1
-        if not (connection.waits or connection.sends_uuids):
-            self._drop(connection)
+        if connection.waits or connection.url in self._echoing or connection not in self._open:
+            return
+        if not connection.named:
+            self._refuse(connection.url)
+        self._drop(connection)
 
-    def _meant(self, connection: _Connection, message: bytes) -> _Asked | None:
+    def _meant(self, connection: _Connection, mark: Marked) -> _Asked | None:
         """Find the request that a message answers."""
-        mark = marked(message)
         here = connection.waits
         if mark.uuid:
             for one in (connection, *self._open):
-                if one.waits and one.waits.uuid == mark.uuid:
-                    self._echoes = True
+                if one.waits and one.waits.named and one.waits.uuid == mark.uuid:
+                    self._echoing.add(connection.url)
+                    one.waits.proved = True
                     return one.waits
             return here if here and not here.named else None
-        pushed = here and here.named and self._echoes and mark.uuid is None and not mark.erring
-        return None if pushed else here
+        echoing = here and here.named and connection.url in self._echoing
+        return None if echoing and mark.uuid is None and not mark.erring else here
+
+    def _refuse(self, url: str) -> None:
+        """End the job: any answer that came without a uuid may be another's."""
+        self._refusal = Refused(
+            f"the service speaks without being asked, and sends no meta.uuid: answers cannot be told apart "
+            f"({place_of(url)}); if it says something first, set service.options.greeting, and run with --restart"
+        )
+        for one in self._open:
+            if one.waits and not one.waits.named:
+                one.waits.answer.set_exception(self._refusal)
 
     def _drop(self, connection: _Connection) -> None:
         self._forget(connection)
@@ -258,3 +344,9 @@ class WebSockets:
         self._open.pop(connection, None)
         if connection in self._idle.get(connection.url, ()):
             self._idle[connection.url].remove(connection)
+
+
+def _ignore_outages(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say nothing of a connection that was lost: whoever asked over it is told."""
+    if not isinstance(context.get("exception"), _OUTAGES):
+        loop.default_exception_handler(context)

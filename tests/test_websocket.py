@@ -3,19 +3,20 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 
 import pytest
 from rawserver import answering, authority, serving
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.frames import Opcode
 from wsserver import conversing, echoing
 
 from jobs import until
-from pipeline.errors import JobError
+from pipeline.errors import JobError, Refused
 from pipeline.handshake import unconnected
-from pipeline.messages import status_of
+from pipeline.messages import Marked, marked, status_of
+from pipeline.status import Action, judge
 from pipeline.transport import NoReply, Reply
 from pipeline.websocket import WebSockets
 
@@ -140,7 +141,7 @@ def test_messages_that_nobody_asked_for_answer_nothing():
             message = server.hear(connection)
             if number:
                 connection.send('{"event": "notice"}')
-                connection.send("ping")
+                connection.send('{"ping": 1}')
             connection.send(body_of(TWO, data="not yours").decode())
             connection.send(message)
             connection.send(body_of(TWO, data="not yours").decode())
@@ -202,22 +203,90 @@ def test_a_late_answer_is_never_the_next_ones():
 
 
 def test_a_connection_out_of_step_is_given_up():
-    """Where nothing tells answers apart, a message while nobody waits may be what the next one is taken for."""
+    """Where the service leaves uuids blank, a message while nobody waits may be what the next one is taken for."""
+
+    def script(server, connection):
+        while uuid := json.loads(server.hear(connection))["meta"]["uuid"]:
+            connection.send(json.dumps({"meta": {"uuid": ""}, "data": uuid}))
+            connection.send(json.dumps({"meta": {"uuid": ""}, "data": "late"}))
+
+    with conversing(script) as server, sockets() as made:
+        for number, uuid in enumerate((ONE, TWO), 1):
+            assert json.loads(named(made, server.url, uuid).body)["data"] == uuid
+            until(lambda number=number: made.unasked == number)
+            made.settle(uuid, fits=True)
+    assert len(server.connections) == 2
+
+
+def test_a_push_shifts_no_later_answer():
+    """A service that leaves uuids blank says one thing too many: that costs the request, and none behind it."""
+
+    def script(server, connection):
+        while uuid := json.loads(server.hear(connection))["meta"]["uuid"]:
+            if len(server.heard) == 2:
+                connection.send('{"event": "notice"}')
+            connection.send(json.dumps({"meta": {"uuid": ""}, "data": uuid}))
+
+    uuids = [f"{number:08d}-1111-5111-8111-111111111111" for number in range(5)]
+    with conversing(script) as server, sockets() as made:
+        for uuid in uuids:
+            answer = json.loads(named(made, server.url, uuid).body)
+            made.settle(uuid, fits="data" in answer)
+            assert answer == ({"event": "notice"} if uuid == uuids[1] else {"meta": {"uuid": ""}, "data": uuid})
+
+
+@pytest.mark.parametrize("settles", [False, True])
+def test_unasked_messages_end_a_job_that_could_not_tell_answers_apart(settles):
+    """Without uuids all later answers might be others'; the last answer before is not kept either."""
+    speak = threading.Event()
+
+    def script(server, connection):
+        connection.send(server.hear(connection))
+        speak.wait(20)
+        connection.send("late")
+        server.stopping.wait()
+
+    with conversing(script) as server, sockets() as made:
+        assert post(made, server.url, b"one", uuid=ONE).body == b"one"
+        if not settles:
+            made.settle(ONE, fits=True)
+        speak.set()
+        until(lambda: made.unasked)
+        with pytest.raises(Refused, match=r"service\.options\.greeting"):
+            made.settle(ONE, fits=True) if settles else post(made, server.url, b"two", uuid=TWO)
+
+
+def test_an_answer_that_comes_too_late_ends_no_job():
+    """The connection that it comes over was given up before."""
 
     def script(server, connection):
         message = server.hear(connection)
+        if len(server.connections) == 1:
+            connection.socket.settimeout(20)
+            with suppress(ConnectionClosed):
+                connection.recv()
         connection.send(message)
-        connection.send(b"late")
         server.hear(connection)
 
     with conversing(script) as server, sockets() as made:
-        for body in (b"one", b"two"):
-            got = post(made, server.url, body, uuid=ONE)
-            assert got.body == body, got
-            until(lambda: made.unasked)
-            made.settle(ONE, fits=True)
-            made.unasked = 0
-    assert len(server.connections) == 2
+        assert post(made, server.url, b"one", seconds=0.5, uuid=ONE).kind == "timeout"
+        assert post(made, server.url, b"two", uuid=TWO).body == b"two"
+        made.settle(TWO, fits=True)
+
+
+@pytest.mark.parametrize("greeting", [0, 1])
+def test_a_greeting_that_nobody_announced_ends_a_job_without_uuids(greeting):
+    """It would be taken for an answer; what to set is said. Where uuids are sent back it is told from one."""
+
+    def script(server, connection):
+        connection.send("welcome")
+        connection.send('{"ready": true}')
+        echoing(server, connection)
+
+    with conversing(script) as server, sockets(greeting=greeting) as made:
+        with pytest.raises(Refused, match=r"something first .*127.0.0.1.* service.options.greeting: 2"):
+            post(made, server.url, b"one", uuid=ONE)
+        assert named(made, server.url).body == body_of(ONE)
 
 
 @pytest.mark.parametrize(("fits", "connections"), [(True, 1), (False, 2)])
@@ -296,6 +365,52 @@ def test_a_message_that_is_refused_while_it_is_sent_is_no_reply_or_too_large():
     assert got[1].kind == "reset" if isinstance(got[1], NoReply) else got[1].status == 413
 
 
+@pytest.mark.parametrize(
+    ("code", "status"), [(4401, None), (3000, None), (4403, None), (3003, None), (1008, 400), (1011, 500), (4404, 404)]
+)
+def test_a_code_means_something_else_once_a_connection_is_good(code, status):
+    """Its credentials have died, and so have those of others as old; a policy is about what was sent."""
+    meet, over = threading.Barrier(2), threading.Event()
+
+    def script(server, connection):
+        old = len(server.connections) <= 2
+        while message := server.hear(connection):
+            if old and over.is_set():
+                connection.close(code, "the reason")
+                return
+            if old:
+                meet.wait(20)
+            connection.send(message)
+
+    with conversing(script) as server, sockets() as made, ThreadPoolExecutor(2) as pool:
+        assert [got.status for got in pool.map(lambda uuid: named(made, server.url, uuid), (ONE, TWO))] == [200, 200]
+        over.set()
+        got = named(made, server.url)
+        if status:
+            assert got.status == status
+        else:
+            assert (got.kind, got.received) == ("reset", True)
+            assert [named(made, server.url).status for _ in range(3)] == [200] * 3
+            assert len(server.connections) == 3
+
+
+def test_a_policy_is_about_content_where_others_are_answered():
+    """Even as the first thing over a connection; before anything is answered it is about credentials."""
+
+    def script(server, connection):
+        if len(server.connections) != 2:
+            server.hear(connection)
+            connection.close(1008, "no")
+        echoing(server, connection)
+
+    with conversing(script) as server, sockets() as made:
+        assert named(made, server.url).status == 403
+        assert named(made, server.url).status == 200
+        made.settle(ONE, fits=True)
+        made._idle[server.url].clear()  # as if it were busy
+        assert named(made, server.url).status == 400
+
+
 def test_every_close_code_has_a_meaning():
     """There is none that a service could send, and that would break a run."""
     statuses = {status.value for status in HTTPStatus}
@@ -316,6 +431,77 @@ def test_a_handshake_that_is_refused_is_a_reply():
     redirect = b"HTTP/1.1 307 Go\r\nLocation: ws://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n"
     with serving(answering(redirect)) as server, sockets() as made:
         assert post(made, server.url).status == 307
+
+
+def test_a_handshake_that_is_a_web_page_is_no_answer():
+    """Somebody is there who speaks no websocket: the job ends, whatever the page says."""
+    page = b'HTTP/1.1 200 OK\r\nServer: ModelArts\r\nContent-Length: 15\r\n\r\n{"status":"up"}'
+    with serving(answering(page)) as server, sockets() as made:
+        got = post(made, server.url)
+    fault = judge(got.status, got.headers, got.body)
+    assert fault.action is Action.STOP
+    assert "the service does not speak websocket at this URL" in fault.message
+
+
+ERRORS = [
+    ({"erno": "MR.0105", "msg": "bad row"}, 500),
+    ({"erno": "MR.0100", "msg": "Succeeded", "x": 1}, None),
+    ({"error": "bad row"}, 500),
+    ({"error": {"message": "bad row"}}, 500),
+    ({"error": 0.2, "x": 1}, None),
+    ({"error": None, "error_code": 0}, None),
+    ({"error_code": "ModelArts.4503", "error_msg": "bad row"}, 500),
+    ({"errorCode": "E1", "errorMsg": "bad row"}, 500),
+    ({"code": 400, "message": "bad row"}, 400),
+    ({"code": "429", "msg": "slow down"}, 429),
+    ({"code": 404, "message": "no such row"}, 500),
+    ({"code": 0, "message": "success"}, None),
+    ({"code": 200, "message": "ok", "data": 1}, None),
+    ({"code": 7, "message": "a", "label": 1}, None),
+    ({"detail": "bad row"}, 500),
+    ({"detail": "fine", "label": 1}, None),
+    ({}, None),
+]
+
+
+@pytest.mark.parametrize(("message", "status"), ERRORS)
+def test_a_message_may_tell_of_an_error(message, status):
+    """In any of the forms that services have for it; a success has codes too, and a model an error of its own."""
+    assert marked(json.dumps(message).encode()) == Marked(None, status)
+
+
+@pytest.mark.parametrize("message", [b"", b"oops", b"[1]", b'"x"', b"\xff", b"{"])
+def test_a_message_may_be_anything(message):
+    """What is no JSON object says nothing of whose it is."""
+    assert marked(message) == Marked(alien=True)
+
+
+@pytest.mark.parametrize("meta", ['"x"', "5", '{"uuid": 7}', '{"uuid": " AB "}', "null", '{"uuid": ""}'])
+def test_a_message_may_have_any_meta(meta):
+    """Only a text can be a uuid."""
+    expected = {'"x"': "", '{"uuid": " AB "}': "ab", '{"uuid": ""}': ""}.get(meta)
+    assert marked(f'{{"meta": {meta}}}'.encode()).uuid == expected
+
+
+@pytest.mark.parametrize("message", [json.dumps(one) for one, status in ERRORS if status] + ["Internal error"])
+def test_an_error_answers_the_one_who_waits(message):
+    """It is no result, where answers have no uuids; and no push, where they have."""
+
+    def script(server, connection):
+        connection.send(server.hear(connection))
+        server.hear(connection)
+        connection.send(message)
+        server.stopping.wait()
+
+    status = marked(message.encode()).status or 200
+    with conversing(script) as server, sockets() as made:
+        assert named(made, server.url).body == body_of(ONE)
+        got = named(made, server.url, TWO)
+        assert (got.status, got.body.decode()) == (status, message)
+    with conversing(script) as server, sockets() as made:
+        assert post(made, server.url, b"{}", uuid=ONE).status == 200
+        made.settle(ONE, fits=True)
+        assert post(made, server.url, b"{}", uuid=TWO).status == status
 
 
 @pytest.mark.parametrize(
