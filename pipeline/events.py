@@ -93,11 +93,12 @@ class Stream:
 
 
 def failed(event: Event) -> bool:
-    """Whether the event says that the model failed in the middle of its answer."""
+    """Whether the event says that the model failed in the middle of its answer; a number is a measure of its own."""
     if event.name == b"error":
         return True
     value = _value(event.data) if b'"error"' in event.data else None
-    return isinstance(value, dict) and bool(value.get("error"))
+    error = value.get("error") if isinstance(value, dict) else None
+    return isinstance(error, str | dict) and bool(error)
 
 
 def body_of(events: Sequence[Event], form: Form, *, text: bool = False, pick: Pick | None = None) -> bytes:

@@ -48,13 +48,23 @@ def adapter_of(service: Service, boundary: str = UNSENT) -> Adapter:
 
 
 def picker_of(service: Service) -> Callable[[Any], Any] | None:
-    """Return what finds a piece of the answer in an event, where pieces are joined and the job says how."""
+    """Return what finds a piece of the answer in an event, where pieces are joined and the job says how.
+
+    An event that the path cannot be applied to, such as its usage counts, has no piece: None.
+    """
     options = service.options
     joined = service.way == "sse" and options.events in {None, "joined"}
     if not (joined and isinstance(options, JsonOptions) and options.answer):
         return None
-    search: Callable[[Any], Any] = jmespath.compile(options.answer).search
-    return search
+    search = jmespath.compile(options.answer).search
+
+    def pick(value: Any) -> Any:
+        try:
+            return search(value)
+        except (ValueError, TypeError):  # what JMESPath raises
+            return None
+
+    return pick
 
 
 def most_rows(service: Service) -> int:

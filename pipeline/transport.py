@@ -167,10 +167,6 @@ class Transport:
                 status, said, content = self._receive(response)
             except _FOREIGN as problem:
                 error = problem
-            except ValueError:  # its text quotes the value
-                raise JobError(
-                    "a header has characters that HTTP does not allow; look for line ends in secrets"
-                ) from None
         seconds = self._clock() - start
         if exchange.expired:
             message = f"{place_of(url)}: no complete answer within {deadline_seconds:g} s"
@@ -193,7 +189,12 @@ class Transport:
         self._watchdog.close()
 
     def _send(self, request: PreparedRequest, timeout: float) -> BaseHTTPResponse:
-        return self._adapter.send(request, stream=True, timeout=timeout).raw
+        try:
+            return self._adapter.send(request, stream=True, timeout=timeout).raw
+        except _FOREIGN:
+            raise
+        except ValueError:  # its text quotes the value
+            raise JobError("a header has characters that HTTP does not allow; look for line ends in secrets") from None
 
     def _receive(self, response: BaseHTTPResponse) -> tuple[int, Mapping[str, str], bytes]:
         """Read a reply to its end: its status, headers and body."""

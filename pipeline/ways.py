@@ -49,8 +49,9 @@ def _http(service: Service, options: dict[str, Any]) -> Way:
 def _sse(service: Service, options: dict[str, Any]) -> Way:
     text = service.protocol == "json"
     form = service.options.events or ("joined" if text else "last")
-    gather = partial(body_of, form=form, text=text, pick=picker_of(service))
-    return EventStreams(gather=gather, connections=service.limits.in_flight, **options)
+    pick = picker_of(service)
+    gather = partial(body_of, form=form, text=text, pick=pick)
+    return EventStreams(gather=gather, picks=pick is not None, connections=service.limits.in_flight, **options)
 
 
 def _websocket(service: Service, options: dict[str, Any]) -> Way:

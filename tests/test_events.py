@@ -96,6 +96,8 @@ def test_a_stream_tells_whether_something_is_unfinished(piece, is_open):
         (Event(b'{"error": {"message": "out of memory"}}'), True),
         (Event(b'{"error": "out of memory"}'), True),
         (Event(b'{"error": null, "choices": []}'), False),
+        (Event(b'{"error": 0.2, "prediction": 3.1}'), False),
+        (Event(b'{"error": true}'), False),
         (Event(b'["error"]'), False),
         (Event(b'the "error" is mine'), False),
         (Event(b'{"text": "an \\"error\\""}'), False),

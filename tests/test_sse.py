@@ -5,10 +5,12 @@ import json
 from contextlib import contextmanager
 from functools import partial
 
+import jmespath
 import pytest
 from rawserver import answering, cut, serving
 
 from jobs import ROOT, call, job_file, letters, proved, results, stats
+from pipeline.errors import JobError
 from pipeline.events import body_of
 from pipeline.sandbox.text import figures
 from pipeline.sse import EventStreams
@@ -23,8 +25,9 @@ TEXTS = ROOT / "jobs" / "data" / "texts.jsonl"
 
 
 @contextmanager
-def streams(**options):
-    made = EventStreams(gather=partial(body_of, **{"form": "joined", "text": True} | options), connections=8)
+def streams(*, picks=False, **options):
+    gather = partial(body_of, **{"form": "joined", "text": True} | options)
+    made = EventStreams(gather=gather, picks=picks, connections=8)
     try:
         yield made
     finally:
@@ -188,6 +191,41 @@ def test_a_reply_that_is_no_stream_is_left_as_it_is(reply, status, body):
     assert (got.status, got.body) == (status, body)
 
 
+def as_json(body):
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+@pytest.mark.parametrize(
+    ("body", "joined"), [(b'{"text": "Hi", "n": 1}', b'"Hi"'), (b'{"n": 1}', b""), (b"<html>login</html>", b"")]
+)
+def test_an_answer_is_found_in_a_reply_that_is_no_stream(body, joined):
+    """Where the job says where it is: the reply as a whole is no answer then."""
+    got = outcome(as_json(body), picks=True, pick=jmespath.compile("text").search)
+    assert (got.status, got.body) == (200, joined)
+
+
+@pytest.mark.parametrize("body", [b'{"error_code": "X", "error_msg": "no"}', b'{"detail": "no"}', b'{"error": "no"}'])
+def test_a_success_that_tells_of_an_error_is_none(body):
+    """It is no answer, and the model's own failure."""
+    got = outcome(as_json(body))
+    assert (got.status, got.body) == (500, body)
+
+
+def test_what_goes_wrong_with_a_reply_is_not_blamed_on_what_was_sent():
+    """A header has characters that cannot be sent, or it has not; the two are not told apart by an error's type."""
+
+    def gather(_events):
+        raise ValueError("not the header")
+
+    with serving(answering(CHUNKED + b"0\r\n\r\n")) as server:
+        made = EventStreams(gather=gather, connections=1)
+        with pytest.raises(ValueError, match="not the header"):
+            post(made, server.url)
+        with pytest.raises(JobError, match="line ends"):
+            made.post(server.url, body=b"{}", headers={"X-Auth-Token": "é\u4e16"}, deadline_seconds=20)
+        made.close()
+
+
 def test_a_compressed_stream_is_read():
     """Gateways may pack it."""
     packed = gzip.compress(EVENTS + DONE)
@@ -247,6 +285,14 @@ def test_a_job_reads_streams(tmp_path, sandbox, events):
 def test_pieces_may_be_found_by_a_path_of_the_job(tmp_path, sandbox):
     """`answer` is applied to each event, and what it finds is joined."""
     options = {"body": {"input": {"$column": "text"}}, "answer": "words"}
+    done = call("run", text_job(tmp_path, sandbox(), service__options=options))
+    assert done.code == 0, done.err
+    assert answers(tmp_path / "out") == {name: str(one.words) for name, one in texts().items()}
+
+
+def test_an_event_that_a_path_cannot_be_applied_to_has_no_piece(tmp_path, sandbox):
+    """Most events of a stream have no `words`, which the function needs: that ends no job."""
+    options = {"body": {"input": {"$column": "text"}}, "answer": "to_string(abs(words))"}
     done = call("run", text_job(tmp_path, sandbox(), service__options=options))
     assert done.code == 0, done.err
     assert answers(tmp_path / "out") == {name: str(one.words) for name, one in texts().items()}
