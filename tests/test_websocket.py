@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import json
+import logging
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
 
 import pytest
+from certificates import Authority
 from rawserver import answering, authority, serving
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.frames import Opcode
+from websockets.uri import parse_uri
 from wsserver import conversing, echoing
 
 from jobs import until
 from pipeline.errors import JobError, Refused
-from pipeline.handshake import unconnected
+from pipeline.handshake import Handshake, unconnected
 from pipeline.messages import Marked, marked, status_of
 from pipeline.status import Action, judge
 from pipeline.transport import NoReply, Reply
@@ -580,6 +585,90 @@ def test_a_host_header_is_whom_the_handshake_is_for(tmp_path):
         assert server.connections[0].request.headers.get_all("Host") == ["inner.example"]
     with conversing(echoing, made_by.server) as server, sockets(verify=made_by.ca) as made:
         assert post(made, server.url, headers={"Host": "other.example"}).kind == "tls"
+
+
+@contextmanager
+def proxied(monkeypatch, port):
+    """Run a proxy that leads everybody to this port; yields what it was asked."""
+
+    def script(server, connection):
+        server.read(connection)
+        with socket.create_connection(("127.0.0.1", port)) as onward:
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            there = threading.Thread(target=pour, args=(connection, onward))
+            there.start()
+            pour(onward, connection)
+            there.join()
+
+    def pour(source, sink):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for one in (source, sink):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    with serving(script) as proxy:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        yield proxy
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("through", [False, True])
+def test_a_host_header_is_a_name_and_no_address(tmp_path, monkeypatch, secure, through):
+    """By proxy too the URL says where to; the name is in the handshake to the letter, as it may have been signed."""
+    names = []
+    made_by = Authority(tmp_path, "ours")
+    context = made_by.context("inner.example") if secure else None
+    if context:
+        context.sni_callback = lambda _socket, name, _context: names.append(name)
+    with ExitStack() as stack:
+        server = stack.enter_context(conversing(echoing, context))
+        port = int(server.url.split(":")[2].partition("/")[0])
+        proxy = stack.enter_context(proxied(monkeypatch, port)) if through else None
+        with sockets(verify=made_by.ca) as made:
+            got = post(made, server.url, headers={"host": "Inner.example:443"})
+            assert got.status == 200, got
+        [connection] = server.connections
+        assert connection.request.headers.get_all("Host") == ["Inner.example:443"]
+    assert {one.lower() for one in names} == ({"inner.example"} if secure else set())
+    assert [one.split(b" ")[1] for one in proxy.requests] == [b"127.0.0.1:%d" % port] if proxy else True
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("wss://Example.COM:443/x", "example.com"),
+        ("ws://Example.COM:80/x", "example.com"),
+        ("http://host:443/x", "host:443"),
+        ("https://host:8443/x", "host:8443"),
+        ("wss://[::1]:443/x", "[::1]"),
+    ],
+)
+def test_without_a_host_header_it_is_the_urls(url, host):
+    """In lower case, and without the port that goes without saying: so it is signed, too."""
+    handshake = Handshake.to(url, HEADERS, None)
+    assert ClientProtocol(parse_uri(handshake.uri)).connect().headers["Host"] == host
+
+
+def test_no_header_is_ever_logged(caplog):
+    """Credentials are among them, and whoever turns on all logging did not ask for those."""
+    caplog.set_level(logging.DEBUG)
+    with conversing(echoing, logger=logging.getLogger("its.own")) as server, sockets() as made:
+        assert post(made, server.url).status == 200
+    ours = [record for record in caplog.records if record.name != "its.own"]
+    assert not [record for record in ours if "secret" in record.getMessage()]
+
+
+def test_an_outage_prints_nothing(caplog, capsys):
+    """Whoever asked is told; a traceback would only frighten. What is no outage is not kept quiet."""
+    with sockets() as made:
+        for error in (ConnectionResetError(), EOFError(), WebSocketException(), RuntimeError("a defect")):
+            context = {"message": "Task exception was never retrieved", "exception": error}
+            made._loop.call_soon_threadsafe(made._loop.call_exception_handler, context)
+    assert [record.exc_info[1].args for record in caplog.records] == [("a defect",)]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_proxy_of_the_environment_is_asked(monkeypatch):
