@@ -303,3 +303,20 @@ def test_options_that_a_message_cannot_honour_are_refused(tmp_path, options, pla
     checked = call("check", over(tmp_path, "http://127.0.0.1:9", **keys))
     assert checked.code == 2
     assert place in checked.err
+
+
+@pytest.mark.parametrize("form", ["binary", "json"])
+def test_a_greeting_that_would_be_taken_for_an_answer_ends_the_job(tmp_path, sandbox, form):
+    """Where requests have no uuid; the key to set is named, and then every picture gets its own answer."""
+    url = sandbox()
+    options = {"body": {"image": {"$base64": "content"}}} if form == "json" else {"field": "images"}
+    pictures = {"path": str(ROOT / "jobs" / "data" / "digits" / "*.png"), "format": "files", "keep": ["name"]}
+    keys = {"service__protocol": "file" if form == "binary" else "json", "input": pictures}
+    for greeting in (0, 1):
+        options["greeting"] = greeting
+        done = call("run", over(tmp_path, url, path="/v1/ws/digits?greeting=1", service__options=options, **keys))
+        if not greeting:
+            assert (done.code, "set service.options.greeting: 1" in done.err) == (4, True), done.err
+    assert done.code == 0, done.err
+    found = {name: json.loads(answer)["predicted_label"] for name, answer in digits(tmp_path / "out").items()}
+    assert sum(name.startswith(label) for name, label in found.items()) >= 90
