@@ -14,7 +14,8 @@ comes over. What is an answer, and to what:
 
 So that this is seen, an answer without its uuid counts only after `settle`, which looks for what comes right behind it.
 And until a process has its first answer each new connection is listened to for a moment before anything is asked over
-it: what a service says first answers nothing. A message without its uuid that tells of an error is a reply with the
+it: what a service says first answers nothing. Where uuids are not sent this is all that tells a greeting from an answer,
+so one that comes later than that, from a service that then takes longer still, must be announced (`greeting`). A message without its uuid that tells of an error is a reply with the
 status of that error, not an answer.
 
 A connection whose request ran out of time is closed: a late reply must not be taken for the next one.
@@ -29,9 +30,9 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from requests.structures import CaseInsensitiveDict
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
+from pipeline.connection import OK, Asked, Connection, ignore_outages
 from pipeline.errors import Refused
 from pipeline.handshake import Handshake, closed, late, refused, unconnected
 from pipeline.messages import is_stale, marked
@@ -40,60 +41,23 @@ from pipeline.transport import FENCE_SECONDS, NoReply, Reply, place_of, tls_cont
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
-    from websockets.asyncio.client import ClientConnection
-
     from pipeline.messages import Marked
 
-_OK: Final = 200
-
-MOMENT_SECONDS: Final = 0.2
+MOMENT_SECONDS: Final = 0.5
 """How long, before a process has its first answer, it listens for what a service says first or behind an answer."""
 
 QUIET_SECONDS: Final = 0.002
 """How long it listens behind later ones."""
 
-_OUTAGES: Final = (OSError, EOFError, WebSocketException, asyncio.CancelledError)
 _T = TypeVar("_T")
-
-
-class _Asked:
-    """A request that waits; `named` is whether it carried its uuid."""
-
-    def __init__(self, uuid: str, body: bytes) -> None:
-        self.uuid = uuid.lower()
-        self.named = bool(uuid) and uuid.encode() in body
-        self.sent = False
-        self.proved = False  # whether the answer carried the uuid, too
-        self.status = _OK
-        self.answered = False  # whether its connection had answered something before
-        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-
-class _Connection:
-    """A websocket, and the request that waits on it."""
-
-    def __init__(self, url: str, socket: ClientConnection) -> None:
-        self.url = url
-        self.socket = socket
-        self.asked: _Asked | None = None
-        self.named = False  # whether what was asked over it had a uuid
-        self.answered = False
-        self.stale = False  # whether the credentials of its handshake may be dead
-        assert socket.response is not None
-        self.headers = CaseInsensitiveDict(socket.response.headers.raw_items())
-        self.listening: asyncio.Task[None] | None = None
-
-    @property
-    def waits(self) -> _Asked | None:
-        """The request that has no answer yet."""
-        return self.asked if self.asked and not self.asked.answer.done() else None
 
 
 class WebSockets:
     """Asks over websockets, for any number of threads at once. One per worker process; close it when all is answered.
 
     `text` is whether requests are text messages; `greeting` messages come first over each connection and answer
-    nothing. `verify` and `cert` are as in `Transport`. Raises `JobError` for unusable certificates.
+    nothing. `verify` and `cert` are as in `Transport`; `moment` is in seconds. Raises `JobError` for unusable
+    certificates.
     """
 
     def __init__(
@@ -103,22 +67,24 @@ class WebSockets:
         greeting: int = 0,
         verify: bool | str = True,
         cert: tuple[str, str] | str | None = None,
+        moment: float = MOMENT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.unasked = 0  # messages that answered nothing
         self._text = text
         self._greeting = greeting
+        self._moment = moment
         self._context = tls_context(verify, cert)
         self._clock = clock
-        self._open: dict[_Connection, None] = {}
-        self._idle: dict[str, list[_Connection]] = {}
-        self._doubted: dict[str, _Connection] = {}  # by the request whose answer came without a uuid
+        self._open: dict[Connection, None] = {}
+        self._idle: dict[str, list[Connection]] = {}
+        self._doubted: dict[str, Connection] = {}  # by the request whose answer came without a uuid
         self._echoing: set[str] = set()  # the URLs at which the service sends uuids back
         self._works = False  # whether anything was answered as agreed
         self._refusal: Refused | None = None
         self._ending, self._ended = threading.Lock(), False
         self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(_ignore_outages)
+        self._loop.set_exception_handler(ignore_outages)
         self._thread = threading.Thread(target=self._run, name="websockets", daemon=True)
         self._thread.start()
 
@@ -191,7 +157,7 @@ class WebSockets:
     async def _ask(
         self, url: str, body: bytes, headers: Mapping[str, str], deadline_seconds: float, uuid: str
     ) -> Reply | NoReply:
-        start, asked = self._clock(), _Asked(uuid, body)
+        start, asked = self._clock(), Asked(uuid, body)
         try:
             async with asyncio.timeout(deadline_seconds):
                 said, answer = await self._answer(url, body, headers, asked)
@@ -209,7 +175,7 @@ class WebSockets:
             return unconnected(url, error, received=asked.sent, seconds=self._clock() - start)
 
     async def _answer(
-        self, url: str, body: bytes, headers: Mapping[str, str], asked: _Asked
+        self, url: str, body: bytes, headers: Mapping[str, str], asked: Asked
     ) -> tuple[Mapping[str, str], bytes]:
         if self._refusal:
             raise self._refusal
@@ -236,7 +202,7 @@ class WebSockets:
     async def _settled(self, uuid: str, *, fits: bool) -> None:
         connection = self._doubted.pop(uuid)
         if fits and connection.url not in self._echoing:
-            await asyncio.sleep(QUIET_SECONDS if self._works else MOMENT_SECONDS)
+            await asyncio.sleep(QUIET_SECONDS if self._works else self._moment)
         if self._refusal:
             raise self._refusal
         if fits:
@@ -245,7 +211,7 @@ class WebSockets:
         else:
             self._drop(connection)
 
-    def _rest(self, connection: _Connection) -> None:
+    def _rest(self, connection: Connection) -> None:
         """Keep a connection for the next request, if it is still good."""
         if connection.stale:
             self._drop(connection)
@@ -259,8 +225,8 @@ class WebSockets:
             if one in self._idle[url]:
                 self._drop(one)
 
-    async def _connected(self, url: str, headers: Mapping[str, str], *, named: bool) -> _Connection:
-        connection = _Connection(url, await Handshake.to(url, headers, self._context))
+    async def _connected(self, url: str, headers: Mapping[str, str], *, named: bool) -> Connection:
+        connection = Connection(url, await Handshake.to(url, headers, self._context))
         try:
             for _ in range(self._greeting):
                 await connection.socket.recv(decode=False)
@@ -273,11 +239,11 @@ class WebSockets:
         connection.listening = asyncio.create_task(self._listen(connection))
         return connection
 
-    async def _await_silence(self, connection: _Connection, *, named: bool) -> None:
+    async def _await_silence(self, connection: Connection, *, named: bool) -> None:
         """Hear what a service says first. Raises Refused where that could be taken for an answer."""
         heard = 0
         with suppress(TimeoutError):
-            async with asyncio.timeout(MOMENT_SECONDS):
+            async with asyncio.timeout(self._moment):
                 while True:
                     await connection.socket.recv(decode=False)
                     heard += 1
@@ -286,7 +252,7 @@ class WebSockets:
             words = f"the service says something first over each connection ({place_of(connection.url)})"
             raise Refused(f"{words}; set service.options.greeting: {self._greeting + heard}")
 
-    async def _listen(self, connection: _Connection) -> None:
+    async def _listen(self, connection: Connection) -> None:
         """Hear all that comes over a connection, to its end."""
         try:
             while True:
@@ -297,12 +263,12 @@ class WebSockets:
         finally:
             self._forget(connection)
 
-    def _heard(self, connection: _Connection, message: bytes) -> None:
+    def _heard(self, connection: Connection, message: bytes) -> None:
         mark = marked(message)
         asked = self._meant(connection, mark)
         if asked:
             connection.answered = True
-            asked.status = _OK if asked.proved else mark.status or _OK
+            asked.status = OK if asked.proved else mark.status or OK
             asked.answer.set_result(message)
             return
         self.unasked += 1
@@ -312,7 +278,7 @@ class WebSockets:
             self._refuse(connection.url)
         self._drop(connection)
 
-    def _meant(self, connection: _Connection, mark: Marked) -> _Asked | None:
+    def _meant(self, connection: Connection, mark: Marked) -> Asked | None:
         """Find the request that a message answers."""
         here = connection.waits
         if mark.uuid:
@@ -335,18 +301,12 @@ class WebSockets:
             if one.waits and not one.waits.named:
                 one.waits.answer.set_exception(self._refusal)
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         self._forget(connection)
         if not connection.socket.transport.is_closing():  # else it is as good as gone, and must not be touched
             connection.socket.transport.abort()
 
-    def _forget(self, connection: _Connection) -> None:
+    def _forget(self, connection: Connection) -> None:
         self._open.pop(connection, None)
         if connection in self._idle.get(connection.url, ()):
             self._idle[connection.url].remove(connection)
-
-
-def _ignore_outages(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Say nothing of a connection that was lost: whoever asked over it is told."""
-    if not isinstance(context.get("exception"), _OUTAGES):
-        loop.default_exception_handler(context)

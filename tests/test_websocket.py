@@ -31,7 +31,7 @@ HEADERS = {"X-Auth-Token": "secret"}
 
 @contextmanager
 def sockets(**options):
-    made = WebSockets(**options)
+    made = WebSockets(**{"moment": 0.05} | options)
     try:
         yield made
     finally:
@@ -288,7 +288,7 @@ def test_a_greeting_that_nobody_announced_ends_a_job_without_uuids(greeting):
         connection.send('{"ready": true}')
         echoing(server, connection)
 
-    with conversing(script) as server, sockets(greeting=greeting) as made:
+    with conversing(script) as server, sockets(greeting=greeting, moment=2) as made:
         with pytest.raises(Refused, match=r"something first .*127.0.0.1.* service.options.greeting: 2"):
             post(made, server.url, b"one", uuid=ONE)
         assert named(made, server.url).body == body_of(ONE)
