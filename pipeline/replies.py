@@ -47,6 +47,8 @@ def whole(status: int, headers: Mapping[str, str], body: bytes) -> pa.Array[Any]
     fault = failure(status, headers, body)
     if fault:
         return fault
+    if not body:
+        return misfit(status, "the reply is empty, or is no stream of events with an answer in it")
     try:
         return texts(status, [_ONE.decode(body)])
     except UNREADABLE as error:

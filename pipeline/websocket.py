@@ -14,9 +14,10 @@ comes over. What is an answer, and to what:
 
 So that this is seen, an answer without its uuid counts only after `settle`, which looks for what comes right behind it.
 And until a process has its first answer each new connection is listened to for a moment before anything is asked over
-it: what a service says first answers nothing. Where uuids are not sent this is all that tells a greeting from an answer,
-so one that comes later than that, from a service that then takes longer still, must be announced (`greeting`). A message without its uuid that tells of an error is a reply with the
-status of that error, not an answer.
+it: what a service says first answers nothing. Where no uuids are sent that is all that tells a greeting from an answer;
+one that comes later, from a service that takes longer still, must be announced (`greeting`).
+
+A message without its uuid that tells of an error is a reply with the status of that error, not an answer.
 
 A connection whose request ran out of time is closed: a late reply must not be taken for the next one.
 """
