@@ -12,8 +12,10 @@ from rawserver import answering, cut, serving
 from jobs import ROOT, call, job_file, letters, proved, results, stats
 from pipeline.errors import JobError
 from pipeline.events import body_of
+from pipeline.replies import whole
 from pipeline.sandbox.text import figures
 from pipeline.sse import EventStreams
+from pipeline.status import Action
 from pipeline.transport import NoReply, Reply
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream;charset=UTF-8\r\n"
@@ -202,6 +204,11 @@ def test_an_answer_is_found_in_a_reply_that_is_no_stream(body, joined):
     """Where the job says where it is: the reply as a whole is no answer then."""
     got = outcome(as_json(body), picks=True, pick=jmespath.compile("text").search)
     assert (got.status, got.body) == (200, joined)
+    verdict = whole(got.status, got.headers, got.body)
+    if joined:
+        assert verdict.to_pylist() == [joined.decode()]
+    else:
+        assert (verdict.action, "no stream of events" in verdict.message) == (Action.MISFIT, True)
 
 
 @pytest.mark.parametrize("body", [b'{"error_code": "X", "error_msg": "no"}', b'{"detail": "no"}', b'{"error": "no"}'])
