@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.encode import Encoded
+    from schemas.job import Job
 
 Schema = dict[str, Any]
 
@@ -182,6 +183,13 @@ def prediction_of(contract: Mapping[str, Schema]) -> dict[str, str]:
     named = _properties(rows.schema) if rows else {}
     types = {name: _PREDICTIONS.get(str(_only_type(one))) for name, one in named.items()}
     return {name: kind for name, kind in types.items() if kind} if all(types.values()) else {}
+
+
+def promised(job: Job) -> frozenset[str]:
+    """Return the fields of which each answer has one at least: those of a prediction that the schema alone declares."""
+    contract, declared = job.service.contract, job.output.prediction
+    derived = contract is not None and job.service.protocol == "modelarts" and declared == prediction_of(contract)
+    return frozenset(declared if derived else ())
 
 
 def _only_type(schema: Schema) -> object:

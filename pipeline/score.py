@@ -16,7 +16,7 @@ from pipeline.arrowtypes import types_of
 from pipeline.auth import open_auth
 from pipeline.caller import Caller
 from pipeline.columns import columns_of, encoder_of, wanted_of
-from pipeline.contract import RowCheck, rows_of
+from pipeline.contract import RowCheck, promised, rows_of
 from pipeline.converse import Setting
 from pipeline.course import Course, Told
 from pipeline.errors import BulkscoreError, Incomplete, JobError, Refused, StorageFailed
@@ -69,7 +69,8 @@ class Scorer:
         self.store = Store(job.output.path)
         self._receipts = Receipts(self.store)
         self._prediction = types_of(job.output.prediction, "output.prediction")
-        self._adapter = adapter_of(job.service, token_hex(16))
+        self._promised = promised(job)
+        self._adapter = adapter_of(job.service, token_hex(16), self._promised)
         self._allowed = order.allowed
         rows = rows_of(job.service.contract) if job.service.contract and job.service.protocol == "modelarts" else None
         self._check = RowCheck(rows.schema) if rows else None
@@ -151,6 +152,7 @@ class Scorer:
             now=lambda: datetime.now(UTC),
             form=self.job.output.format,
             prediction=self._prediction,
+            promised=self._promised,
         )
 
     def _wrote(self, receipt: Receipt) -> None:

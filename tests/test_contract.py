@@ -476,3 +476,46 @@ def test_the_shipped_schema_fits_the_shipped_data(tmp_path, sandbox):
     put(tmp_path / "in" / "rows.parquet", flowers_of_all)
     assert call("run", job_file(tmp_path, url, service__schema=schema)).code == 0
     assert results(tmp_path / "out").num_rows == flowers_of_all.num_rows
+
+
+def named(*names):
+    """Answer each row with the field whose turn it is by the row's place; None stands for a field that is null."""
+
+    def answer(call):
+        keys = [names[row % len(names)] for row in call.places]
+        answers = [{key: "rose"} if key else {"predictresult": None} for key in keys]
+        content = {"meta": json.loads(call.body)["meta"], "data": {"resp_data": answers}}
+        return 200, {}, json.dumps(content).encode()
+
+    return answer
+
+
+def placed(folder, url, **keys):
+    """Write a job over flowers whose first column is their place."""
+    path = iris(folder, url, **keys)
+    table = flowers(60)
+    put(folder / "in" / "rows.parquet", table.set_column(1, "sepal_length", pa.array(map(float, range(60)))))
+    return path
+
+
+def test_answers_of_other_names_than_the_schemas_stop_the_job(tmp_path):
+    """Nobody wrote these names into the job file, so nulls would surprise; written ones may be null."""
+    with recording(named("label")) as service:
+        path = placed(tmp_path, service.url, retry={"attempts": 2, "seconds": "2s"}, service__limits={"rows": 1})
+        done = call("run", path)
+        assert done.code == 4, done
+        assert "no answer has predictresult, which service.schema promises; declare output.prediction" in done.err
+        written = {"path": "written", "prediction": {"predictresult": "string", "label": "string"}}
+        assert call("run", placed(tmp_path, service.url, output=written)).code == 0
+
+
+def test_one_answer_without_any_name_of_the_schema_is_a_dead_letter(tmp_path):
+    """Its neighbours are results; a field that is there and null is an answer."""
+    with recording(named("predictresult", "error", None)) as service:
+        done = call("run", placed(tmp_path, service.url, errors={"allow": 20}))
+    assert done.code == 0, done
+    dead = letters(tmp_path / "out")
+    assert {letter["source_row"] for letter in dead} == set(range(1, 60, 3))
+    assert dead[0]["kind"] == "mismatch"
+    assert dead[0]["message"] == 'it has none of predictresult; the answer is {"error": "rose"}'
+    assert proved(tmp_path / "out") == ()
