@@ -147,6 +147,10 @@ NORMAL = {
     "required as it once was": ({"type": "string", "required": True}, {"type": "string"}),
     "a bound that is none": ({"minimum": "0", "exclusiveMinimum": True, "multipleOf": 0}, {}),
     "a pattern that is none": ({"pattern": "("}, {}),
+    "a pattern of Python's own": ({"pattern": r"^a\Z"}, {}),
+    "a pattern that Python warns of": ({"pattern": "[[a]"}, {"pattern": "[[a]"}),
+    "a bound that is no number": ({"minimum": float("nan"), "maximum": float("inf"), "multipleOf": float("inf")}, {}),
+    "a choice that JSON has not": ({"enum": [float("nan")], "const": float("-inf")}, {}),
     "other columns are welcome": ({"type": "object", "additionalProperties": False}, {"type": "object"}),
     "columns named like rules": (
         {"properties": {"items": {"type": "string"}, "type": {"type": "number"}, "index": {}}},
@@ -197,7 +201,7 @@ def test_no_schema_breaks_the_check_of_a_row(schema, row):
 
 RULES = {
     "a wrong type": (ROW, {"a": "1", "b": ""}, 'a: "1" is not of type "number"'),
-    "a null": (ROW, {"a": None}, 'a: null is not of type "number"'),
+    "a null that is required": (ROW | {"required": ["a"]}, {"a": None}, 'a: null is not of type "number"'),
     "a missing column": ({"required": ["c"]}, {"a": 1}, '"c" is a required property'),
     "a bound": ({"properties": {"a": {"minimum": 0}}}, {"a": -1}, "a: -1 is less than the minimum of 0"),
     "a list": ({"properties": {"a": {"items": {"type": "integer"}}}}, {"a": [1, 2.5]}, "a.1: 2.5 is not of type"),
@@ -223,6 +227,10 @@ FITTING = {
     "more than 64 bits": ({"type": "integer"}, 10**30),
     "a file as text": ({"format": "file"}, "aGVsbG8="),
     "anything": ({}, None),
+    "a null that nobody requires": ({"type": "number", "minimum": 0}, None),
+    "a null inside": (ROW, {"a": None, "b": "x"}),
+    "a null in a list": ({"type": "array", "items": ROW}, [{"a": None}, {"a": 1}]),
+    "a null in a tuple": ({"type": "array", "prefixItems": [ROW]}, [{"a": None}, {"a": "x"}]),
 }
 
 
@@ -519,3 +527,11 @@ def test_one_answer_without_any_name_of_the_schema_is_a_dead_letter(tmp_path):
     assert dead[0]["kind"] == "mismatch"
     assert dead[0]["message"] == 'it has none of predictresult; the answer is {"error": "rose"}'
     assert proved(tmp_path / "out") == ()
+
+
+@pytest.mark.parametrize("inline", [config(api()), {"apis": []}, [], {"request": {}}])
+def test_a_schema_in_the_job_file_itself_is_an_error_of_the_job(tmp_path, inline):
+    """In a line: it has a file of its own, as model packages have it."""
+    with pytest.raises(JobError, match=r"service\.schema: .* is no path; put it into a file") as caught:
+        loaded(job(tmp_path, config(api()), service__schema=inline))
+    assert "\n" not in str(caught.value)
