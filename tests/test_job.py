@@ -858,6 +858,11 @@ def test_a_job_and_its_parts_cannot_be_changed(make):
             "service.options.body: a column outside of $rows, where there is no row; put it inside",
         ),
         (
+            {"service.protocol": "json", "service.options": "{body: {$rows: {$column: x}}, answer: 'r[].l[]'}"},
+            "service.options.answer: [] in 'r[].l[]' joins the lists of rows, and whose an item is would be lost; "
+            + "allowed with $rows: [*] instead, or a body without $rows",
+        ),
+        (
             {"service.options": "{events: last}"},
             "service.options.events: only transport sse has it, and it is http; leave it out",
         ),
