@@ -15,8 +15,8 @@ from msgspec.json import Decoder
 from pipeline.encode import RowEncoder, data_columns
 from pipeline.jsonrows import has_some, names
 from pipeline.pack import MAX_ROWS
-from pipeline.replies import OK, UNREADABLE, misfit, texts, unfit
-from pipeline.status import judge
+from pipeline.replies import UNREADABLE, misfit, texts, unfit
+from pipeline.status import SUCCESS, judge
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -84,7 +84,7 @@ class ModelArts:
         self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int
     ) -> pa.Array[Any] | Fault:
         """Return the rows' answers as JSON texts, in order, or why this reply is none."""
-        if status != OK:
+        if status not in SUCCESS:
             return judge(status, headers, body)
         try:
             reply = _WRAPPED.decode(body) if self._wrapped else _BARE.decode(body)
