@@ -11,6 +11,7 @@ from functools import partial
 from heapq import heappop, heappush
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from pipeline.arrowtypes import types_of
 from pipeline.auth import open_auth
@@ -323,7 +324,8 @@ def _caller(
     )
     try:
         headers = {name: value.resolve() for name, value in service.headers.items()}
-        auth = open_auth(service.auth, verify=service.tls.ca or service.tls.verify)
+        hosts = {urlsplit(url).hostname for url in service.url}
+        auth = open_auth(service.auth, verify=service.tls.ca or service.tls.verify, hosts=hosts)
     except Unresolved as error:
         raise JobError(str(error)) from None
     return Caller(
