@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import urlsplit
 
 from pipeline.given import Given
 from pipeline.iam import IamUnavailable, account_of
@@ -17,7 +18,7 @@ from pipeline.tokens import HEADER, Cache, Tokens, cache_folder
 from schemas.secret import reveal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from pipeline.sign import Request
@@ -50,14 +51,16 @@ def open_auth(
     clock: Callable[[], float] = time.time,
     cache_dir: Path | None = None,
     verify: bool | str = True,
+    hosts: Collection[str | None] = (),
 ) -> Auth:
     """Resolve the secrets and open the way in; nobody is asked yet.
 
     `cache_dir` is the folder of the tokens, by default under `XDG_CACHE_HOME` or `~/.cache`; `clock` tells wall-clock
-    seconds, which all processes of the host share; `verify` is as in `requests`, and for IAM. Raises `Unresolved` for a
-    secret that is not there, `JobError` for a missing key.
+    seconds, which all processes of the host share. `verify` is for IAM: a file of authorities counts beside those that
+    are trusted anyway, and False only where IAM is on one of the service's `hosts`; elsewhere a password would go to
+    whoever answers. Raises `Unresolved` for a secret that is not there, `JobError` for a missing key.
     """
-    return _KINDS[auth.type](auth, _Here(environ, clock, cache_dir or cache_folder(environ), verify))
+    return _KINDS[auth.type](auth, _Here(environ, clock, cache_dir or cache_folder(environ), verify, hosts))
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,6 +71,7 @@ class _Here:
     clock: Callable[[], float]
     cache_dir: Path
     verify: bool | str
+    hosts: Collection[str | None]
 
 
 def _none(*_: object) -> Auth:
@@ -79,7 +83,8 @@ def _token(auth: TokenAuth, here: _Here) -> Auth:
         given = {HEADER: reveal(auth.token, here.environ)}
         return Given(given, "the given token was refused; renew service.auth.token")
     account = account_of(auth, here.environ)
-    return Tokens(account, Cache(here.cache_dir, account.key()), here.clock, here.verify)
+    verify = here.verify or urlsplit(account.auth_url).hostname not in here.hosts
+    return Tokens(account, Cache(here.cache_dir, account.key()), here.clock, verify)
 
 
 def _access_key(auth: AkSkAuth, here: _Here) -> Auth:

@@ -35,7 +35,7 @@ from pipeline.places import Places, Trip
 from pipeline.retry import retry_after
 from pipeline.sign import Request
 from pipeline.sizing import Sizing
-from pipeline.status import Action, Fault, judge
+from pipeline.status import SUCCESS, Action, Fault, judge
 from pipeline.transport import NoReply
 from pipeline.window import Budget
 from schemas.secret import strike
@@ -115,7 +115,7 @@ class Caller:
         self._transport = transport
         self._auth = auth
         self._secrets = list(headers.values())
-        self._headers = {"Content-Type": setting.adapter.content_type, **headers}
+        self._headers = dict(CaseInsensitiveDict({"Content-Type": setting.adapter.content_type, **headers}))
         self._deadline = limits.timeout * 1.05 + 2  # the gateway's own 504 says more than our cut
         self._stopping = stopping
         self._progress = progress
@@ -315,7 +315,7 @@ class Caller:
         if isinstance(reply, NoReply):
             fault = Fault(_BY_MISHAP[reply.kind], None, None, reply.message)
             return credentials, Unanswered(fault, reply.received, reply.seconds, url=pick.url)
-        if reply.status == 200:  # noqa: PLR2004
+        if reply.status in SUCCESS:
             self._seen(len(reply.body), len(chunk))
         shown = partial(hidden, reply, (*self._auth.secrets(credentials), *self._secrets))
         return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds, shown, pick.url)
@@ -343,7 +343,7 @@ class Caller:
                 return self._nodes.failed(pick, sure=False, leave=leave)
             if reply.status == NOT_FOUND and judge(reply.status, reply.headers, reply.body).action is Action.STOP:
                 return self._nodes.failed(pick, sure=True)
-            self._nodes.answered(pick, well=reply.status == 200)  # noqa: PLR2004
+            self._nodes.answered(pick, well=reply.status in SUCCESS)
             return False
 
     def _tell_left_out(self, url: str, reply: Reply | NoReply) -> None:

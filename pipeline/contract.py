@@ -7,7 +7,6 @@ than believed. A list of one schema under `items` means every item, as its autho
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.encode import Encoded
+    from schemas.job import Job
 
 Schema = dict[str, Any]
 
@@ -114,6 +114,7 @@ def normal(schema: object) -> Schema:
     if not isinstance(schema, dict):
         return {}
     found = {key: schema[key] for key, is_sound in _RULES.items() if key in schema and is_sound(schema[key])}
+    found = {key: value for key, value in found.items() if _compiles({key: value})}
     kinds = schema.get("type")
     known = [one for one in (kinds if isinstance(kinds, list) else [kinds]) if isinstance(one, str) and one in _TYPES]
     if known and (not isinstance(kinds, list) or len(known) == len(kinds)):
@@ -141,11 +142,16 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_pattern(value: object) -> bool:
+def _compiles(rule: Schema) -> bool:
+    """Whether the validator takes a rule: its patterns are not Python's, and it has neither NaN nor infinity."""
+    from jsonschema_rs import Draft202012Validator, ValidationError
+
     try:
-        return isinstance(value, str) and bool(re.compile(value))
-    except re.error:
+        json.dumps(rule, allow_nan=False)
+        Draft202012Validator(rule)
+    except (ValidationError, ValueError, TypeError, OverflowError):
         return False
+    return True
 
 
 def _is_names(value: object) -> bool:
@@ -156,7 +162,7 @@ _RULES: Final[dict[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _is_number),
     **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), _is_count),
     "multipleOf": lambda value: _is_number(value) and value > 0,
-    "pattern": _is_pattern,
+    "pattern": lambda value: isinstance(value, str),
     "required": _is_names,
     "enum": lambda value: isinstance(value, list) and bool(value),
     "const": lambda _: True,
@@ -182,6 +188,13 @@ def prediction_of(contract: Mapping[str, Schema]) -> dict[str, str]:
     named = _properties(rows.schema) if rows else {}
     types = {name: _PREDICTIONS.get(str(_only_type(one))) for name, one in named.items()}
     return {name: kind for name, kind in types.items() if kind} if all(types.values()) else {}
+
+
+def promised(job: Job) -> frozenset[str]:
+    """Return the fields of which each answer has one at least: those of a prediction that the schema alone declares."""
+    contract, declared = job.service.contract, job.output.prediction
+    derived = contract is not None and job.service.protocol == "modelarts" and declared == prediction_of(contract)
+    return frozenset(declared if derived else ())
 
 
 def _only_type(schema: Schema) -> object:
@@ -239,11 +252,16 @@ def in_words(contract: Mapping[str, Schema]) -> str:
 
 
 class RowCheck:
-    """Checks encoded rows against what is said of one. Compiled once; for any thread."""
+    """Checks encoded rows against what is said of one. Compiled once; for any thread.
+
+    Rows are sent with all their keys, so that a null says that there is no value: it fits, whatever type the field has,
+    unless the field is `required`.
+    """
 
     def __init__(self, schema: Schema) -> None:
         from jsonschema_rs import Draft202012Validator  # a job without a schema does without
 
+        self._schema = schema
         self._one = Draft202012Validator(schema)
         self._all = Draft202012Validator({"items": schema})
 
@@ -253,7 +271,7 @@ class RowCheck:
         if self._all.is_valid(rows):
             return {}
         found = {}
-        for position, row in enumerate(rows):
+        for position, row in enumerate(_without_nulls(row, self._schema) for row in rows):
             if position not in encoded.refused and not self._one.is_valid(row):
                 shown = _line(encoded, position) if uris is None else msgspec.json.encode(uris[position].as_py())
                 found[position] = Broken("rejected", self._why(row), shown)
@@ -264,6 +282,24 @@ class RowCheck:
         place = ".".join(map(str, error.instance_path))
         told = f"{place}: {error.message}" if place else error.message
         return f"not sent, by service.schema: {told[:_MESSAGE]}"
+
+
+def _without_nulls(value: object, schema: Schema) -> object:
+    """Leave out the keys that are null and that nobody requires."""
+    if isinstance(value, list):
+        ahead = schema.get("prefixItems", ())
+        return [
+            _without_nulls(one, ahead[at] if at < len(ahead) else schema.get("items", {}))
+            for at, one in enumerate(value)
+        ]
+    if not isinstance(value, dict):
+        return value
+    named, required = _properties(schema), schema.get("required", ())
+    return {
+        name: _without_nulls(one, named.get(name, {}))
+        for name, one in value.items()
+        if one is not None or name in required
+    }
 
 
 _DECODER: Final = msgspec.json.Decoder()

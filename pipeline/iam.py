@@ -16,7 +16,7 @@ from pipeline.deadline import DeadlineAdapter, Watchdog
 from pipeline.errors import JobError, Refused
 from pipeline.retry import retry_after
 from pipeline.status import words
-from pipeline.transport import FENCE_SECONDS, mishap, tls_context
+from pipeline.transport import FENCE_SECONDS, mishap, trusting_context
 from schemas.secret import Secret, reveal, strike
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _access(account: Account, verify: bool | str) -> AccessInfo:  # noqa: FBT001
         project_domain_name=account.domain if account.project else None,
         include_catalog=False,
     )
-    adapter = DeadlineAdapter(tls_context(verify, None))
+    adapter = DeadlineAdapter(trusting_context(verify))
     with closing(requests.Session()) as http, closing(Watchdog()) as watchdog, watchdog.within(ASK_SECONDS):
         http.trust_env = False  # .netrc must not have a say; proxies and authorities are the adapter's business
         http.mount("https://", adapter)
@@ -182,7 +182,8 @@ def _failure(account: Account, error: ClientException) -> Refused | IamUnavailab
     if response is None:
         kind, what = mishap(error.__context__ or error)
         if kind == "tls":
-            return Refused(f"{account.place}: {what}; set REQUESTS_CA_BUNDLE if it has an authority of its own")
+            mend = "set REQUESTS_CA_BUNDLE or service.tls.ca if it has an authority of its own"
+            return Refused(f"{account.place}: {what}; {mend}")
         return IamUnavailable(f"{account.place} gives no answer: {what}")
     status = response.status_code
     code, message = words(strike(response.content, [account.password]))

@@ -10,7 +10,7 @@ from pipeline.jobyaml import Keys
 from schemas.auth import AUTHS, AkSkAuth, AppKeyAuth, TokenAuth
 from schemas.job import OUR_COLUMNS, InputFormat, Job, leaves
 from schemas.options import OPTIONS, FileOptions, JsonOptions, ModelArtsOptions, Options
-from schemas.template import one_row
+from schemas.template import flattens_answers, one_row
 from schemas.values import shown
 
 if TYPE_CHECKING:
@@ -240,6 +240,15 @@ def _form(job: Job) -> Iterator[Problem]:
             yield (*_OPTIONS, "form"), f"{shown(name)} is the file's own field, or no name; give it another one"
 
 
+def _flattened(job: Job) -> Iterator[Problem]:
+    options = job.service.options
+    if not isinstance(options, JsonOptions) or one_row(options.body):
+        return
+    if options.answer and flattens_answers(options.answer):
+        why = f"[] in {shown(options.answer)} joins the lists of rows, and whose an item is would be lost"
+        yield (*_OPTIONS, "answer"), f"{why}; allowed with $rows: [*] instead, or a body without $rows"
+
+
 def _boundary(job: Job) -> Iterator[Problem]:
     for name in job.service.headers if job.service.protocol == "file" and job.service.way != "websocket" else ():
         if name.lower() == "content-type":
@@ -300,6 +309,7 @@ _CHECKS: Final[tuple[Callable[[Job], Iterator[Problem]], ...]] = (
     _transport,
     _chosen,
     _form,
+    _flattened,
     _boundary,
     _tls,
     _contract,

@@ -16,7 +16,8 @@ from msgspec.json import Decoder
 from pipeline.jsontypes import MISFITS, NULL, decoder_of, is_text, reading_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from pipeline.jsontypes import Array
 
@@ -27,10 +28,12 @@ class JsonRows:
     """Reads JSON objects, one a row, as columns of `types`. Keys without a column are dropped, absent ones are null.
 
     With `loose` anything in a text column that is not text becomes its JSON text, exactly as it stands in the line.
+    An object that has none of the keys in `promised` does not fit.
     Raises NotFromJson for a type that cannot be read.
     """
 
-    def __init__(self, types: Mapping[str, pa.DataType], *, loose: bool) -> None:
+    def __init__(self, types: Mapping[str, pa.DataType], *, loose: bool, promised: Collection[str] = ()) -> None:
+        self._promised = frozenset(promised)
         self._schema = pa.schema(list(types.items()))
         self._columns = [_Column(name, kind, loose=loose) for name, kind in types.items()]
         self._decode = _row_decoder(self._columns)
@@ -42,6 +45,8 @@ class JsonRows:
         arrays = self._at_once(lines)
         if arrays is None:
             arrays, faults = self._one_by_one(lines)
+        if self._promised:
+            faults = self._strangers(lines) | faults
         if not arrays:  # a batch made of no columns would have no rows
             none: Any = pa.array([{}] * len(lines), pa.struct([]))
             return pa.RecordBatch.from_struct_array(none), faults
@@ -59,6 +64,11 @@ class JsonRows:
             ]
         except MISFITS:
             return None
+
+    def _strangers(self, lines: Sequence[bytes | msgspec.Raw]) -> dict[int, str]:
+        """Say of which objects nothing that was promised is there: all their columns are null."""
+        fault = f"it has none of {names(self._promised)}"
+        return {at: fault for at, line in enumerate(lines) if not has_some(self._promised, line)}
 
     def _one_by_one(self, lines: Sequence[bytes | msgspec.Raw]) -> tuple[list[Array], dict[int, str]]:
         rows, faults = objects(lines)
@@ -110,6 +120,19 @@ def _row_decoder(columns: Sequence[_Column]) -> Callable[[bytes], Any] | None:
         return Decoder(msgspec.defstruct("Row", fields, rename=names, gc=False)).decode
     except ValueError:
         return None
+
+
+def has_some(promised: AbstractSet[str], text: bytes | msgspec.Raw) -> bool:
+    """Whether an object has one of the keys at least; False for what is no object."""
+    try:
+        return not promised.isdisjoint(_object.decode(text))
+    except MISFITS:
+        return False
+
+
+def names(promised: Collection[str]) -> str:
+    """Write names in one line, always in the same order."""
+    return ", ".join(sorted(promised))
 
 
 _object: Final = Decoder(dict[str, msgspec.Raw])

@@ -13,12 +13,13 @@ from msgspec import Raw, Struct
 from msgspec.json import Decoder
 
 from pipeline.encode import RowEncoder, data_columns
+from pipeline.jsonrows import has_some, names
 from pipeline.pack import MAX_ROWS
-from pipeline.replies import OK, UNREADABLE, misfit, texts, unfit
-from pipeline.status import judge
+from pipeline.replies import UNREADABLE, misfit, texts, unfit
+from pipeline.status import SUCCESS, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -46,6 +47,7 @@ class _Bare(_Rows):
 
 _WRAPPED: Final = Decoder(_Wrapped)
 _BARE: Final = Decoder(_Bare)
+_DECLARE: Final = "declare output.prediction as the answers are, {} for their JSON"
 
 
 class ModelArts:
@@ -55,7 +57,8 @@ class ModelArts:
     method = "POST"
     most_rows = MAX_ROWS
 
-    def __init__(self, options: ModelArtsOptions) -> None:
+    def __init__(self, options: ModelArtsOptions, promised: Collection[str] = ()) -> None:
+        self._promised = frozenset(promised)
         self._meta = options.meta
         self._wrapped = options.wrapper == "data"
 
@@ -81,7 +84,7 @@ class ModelArts:
         self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int
     ) -> pa.Array[Any] | Fault:
         """Return the rows' answers as JSON texts, in order, or why this reply is none."""
-        if status != OK:
+        if status not in SUCCESS:
             return judge(status, headers, body)
         try:
             reply = _WRAPPED.decode(body) if self._wrapped else _BARE.decode(body)
@@ -93,4 +96,6 @@ class ModelArts:
             return misfit(status, f"the reply has meta.uuid {theirs[:100]!r}, not the one sent")
         if len(answers) != rows:
             return misfit(status, f"{rows} rows were sent, {len(answers)} answers came back")
+        if self._promised and answers and not any(has_some(self._promised, answer) for answer in answers):
+            return misfit(status, f"no answer has {names(self._promised)}, which service.schema promises; {_DECLARE}")
         return texts(status, answers)

@@ -7,7 +7,7 @@ what to make of it is for the model to say. A file that is null is refused.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from mimetypes import MimeTypes
 from posixpath import splitext
 from typing import TYPE_CHECKING, Any, Final
@@ -161,7 +161,7 @@ class MessageEncoder(FormEncoder):
         return content
 
 
-@cache
+@lru_cache(maxsize=1024)  # names are anybody's
 def type_of(suffix: str) -> str:
     """Guess a file's media type by its suffix; what is compressed is just bytes."""
     found, packed = _types.guess_type(f"file{suffix}", strict=False)

@@ -34,6 +34,7 @@ class _Node:
     url: str
     outstanding: int = 0
     turn: int = 0
+    heard: bool = False
     answers: bool = False
     failures: int = 0
     failed_at: float = float("-inf")
@@ -92,6 +93,7 @@ class Nodes:
     def answered(self, pick: Pick, *, well: bool) -> None:
         """Note that a node answered; `well` if with a success."""
         node = self._back(pick)
+        node.heard = True
         node.answers = node.answers or well
         node.failures = 0
         if node.again_at is None or pick.at < node.left_at:  # or it was asked before its trouble began
@@ -102,8 +104,9 @@ class Nodes:
         node.again_at, node.pause = None, FIRST_PAUSE
 
     def failed(self, pick: Pick, *, sure: bool, leave: float = 0.0) -> bool:
-        """Note that a node failed; return whether that is its own trouble: it is left out, and others answer.
+        """Note that a node failed; return whether that is its own trouble: it is left out, and others answer or may.
 
+        Those may of which nothing was heard yet: the node that is asked first need not be a good one.
         `sure` if no request can be to blame; `leave` are the seconds for which the node asks to be left alone.
         """
         node, now = self._back(pick), self._clock()
@@ -114,8 +117,9 @@ class Nodes:
                 self._leave(node, now, leave)
         elif pick.at > node.failed_at:
             self._leave(node, now, leave)
-        node.failed_at = now
-        return node.again_at is not None and any(one.answers for one in self._nodes if one.again_at is None)
+        node.failed_at, node.heard = now, True
+        others = (one.answers or not one.heard for one in self._nodes if one.again_at is None)
+        return node.again_at is not None and any(others)
 
     def _leave(self, node: _Node, now: float, leave: float) -> None:
         node.again_at = now + max(node.pause, leave)

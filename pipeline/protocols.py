@@ -10,10 +10,10 @@ from pipeline.modelarts import ModelArts
 from pipeline.multipart import Messages, Multipart
 from pipeline.pack import MAX_ROWS
 from pipeline.template import Template
-from schemas.options import JsonOptions
+from schemas.options import JsonOptions, ModelArtsOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from pipeline.converse import Adapter
     from schemas.job import Service
@@ -38,9 +38,14 @@ UNSENT: Final = "-" * 32
 """A boundary for bodies that nobody will see: as long as one that is sent."""
 
 
-def adapter_of(service: Service, boundary: str = UNSENT) -> Adapter:
-    """Return what speaks the job's protocol; who sends gives a `boundary` that no content can have guessed."""
+def adapter_of(service: Service, boundary: str = UNSENT, promised: Collection[str] = ()) -> Adapter:
+    """Return what speaks the job's protocol; who sends gives a `boundary` that no content can have guessed.
+
+    `promised` are fields of which some answer of a ModelArts reply has one, where the schema promises any.
+    """
     options = service.options
+    if promised and isinstance(options, ModelArtsOptions):
+        return ModelArts(options, promised)
     if picker_of(service) and isinstance(options, JsonOptions):  # the answer is found in each event, and joined
         options = options.model_copy(update={"answer": None})
     adapter = MESSAGES.get(service.protocol) if service.way == "websocket" else None

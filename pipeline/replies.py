@@ -10,12 +10,11 @@ import pyarrow as pa
 from msgspec import DecodeError, Raw, Struct
 from msgspec.json import Decoder
 
-from pipeline.status import Action, Fault, judge
+from pipeline.status import SUCCESS, Action, Fault, judge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-OK: Final = 200
 UNREADABLE: Final = (DecodeError, UnicodeDecodeError, RecursionError)  # ValidationError is a DecodeError
 
 _FAMILY: Final = "MR."
@@ -60,7 +59,7 @@ def failure(status: int, headers: Mapping[str, str], body: bytes) -> Fault | Non
 
     The built-in model server reports a failed model as `erno`, even with a 200.
     """
-    return judge(status, headers, body) if status != OK or _failed(erno(body)) else None
+    return judge(status, headers, body) if status not in SUCCESS or _failed(erno(body)) else None
 
 
 def unfit(status: int, headers: Mapping[str, str], body: bytes, message: str) -> Fault:

@@ -11,12 +11,13 @@ from functools import partial
 from heapq import heappop, heappush
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from pipeline.arrowtypes import types_of
 from pipeline.auth import open_auth
 from pipeline.caller import Caller
 from pipeline.columns import columns_of, encoder_of, wanted_of
-from pipeline.contract import RowCheck, rows_of
+from pipeline.contract import RowCheck, promised, rows_of
 from pipeline.converse import Setting
 from pipeline.course import Course, Told
 from pipeline.errors import BulkscoreError, Incomplete, JobError, Refused, StorageFailed
@@ -69,7 +70,8 @@ class Scorer:
         self.store = Store(job.output.path)
         self._receipts = Receipts(self.store)
         self._prediction = types_of(job.output.prediction, "output.prediction")
-        self._adapter = adapter_of(job.service, token_hex(16))
+        self._promised = promised(job)
+        self._adapter = adapter_of(job.service, token_hex(16), self._promised)
         self._allowed = order.allowed
         rows = rows_of(job.service.contract) if job.service.contract and job.service.protocol == "modelarts" else None
         self._check = RowCheck(rows.schema) if rows else None
@@ -151,6 +153,7 @@ class Scorer:
             now=lambda: datetime.now(UTC),
             form=self.job.output.format,
             prediction=self._prediction,
+            promised=self._promised,
         )
 
     def _wrote(self, receipt: Receipt) -> None:
@@ -321,7 +324,8 @@ def _caller(
     )
     try:
         headers = {name: value.resolve() for name, value in service.headers.items()}
-        auth = open_auth(service.auth, verify=service.tls.ca or service.tls.verify)
+        hosts = {urlsplit(url).hostname for url in service.url}
+        auth = open_auth(service.auth, verify=service.tls.ca or service.tls.verify, hosts=hosts)
     except Unresolved as error:
         raise JobError(str(error)) from None
     return Caller(

@@ -20,6 +20,7 @@ DATE: Final = "X-Sdk-Date"
 DATE_FORMAT: Final = "%Y%m%dT%H%M%SZ"
 CONTENT: Final = "X-Sdk-Content-Sha256"
 UNSIGNED: Final = "UNSIGNED-PAYLOAD"
+_PORTS: Final = {"http": ":80", "ws": ":80", "https": ":443", "wss": ":443"}
 
 
 class Request(NamedTuple):
@@ -35,12 +36,18 @@ def sign(request: Request, access: str, secret: str, moment: datetime) -> dict[s
     """Return what the request's headers lack: date, host and signature. `moment` is in UTC."""
     added = {DATE: moment.strftime(DATE_FORMAT)}
     if not any(name.lower() == "host" for name in request.headers):
-        added["Host"] = urlsplit(request.url).netloc.rpartition("@")[2]
+        added["Host"] = host_of(request.url)
     headers = {**request.headers, **added}
     names = sorted(name.lower() for name in headers if "_" not in name and name.lower() != "authorization")
     proof = signature(request._replace(headers=headers), names, secret)
     added["Authorization"] = f"{ALGORITHM} Access={access}, SignedHeaders={';'.join(names)}, Signature={proof}"
     return added
+
+
+def host_of(url: str) -> str:
+    """Return a URL's host as servers are told it: in lower case, without the port that its scheme has anyway."""
+    parts = urlsplit(url)
+    return parts.netloc.rpartition("@")[2].lower().removesuffix(_PORTS.get(parts.scheme, ":")).removesuffix(":")
 
 
 def signature(request: Request, names: Iterable[str], secret: str) -> str:

@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import Refused
-from pipeline.sign import CONTENT, DATE, DATE_FORMAT, UNSIGNED, sign
+from pipeline.sign import CONTENT, UNSIGNED, sign
 from schemas.secret import Unpicklable
 
 if TYPE_CHECKING:
@@ -19,6 +19,14 @@ SKEW_SECONDS: Final = 60.0
 """By which the service's clock must differ for ours to be what a signature was refused for."""
 
 TOKEN: Final = "X-Security-Token"  # noqa: S105 a header's name
+
+
+class _Proof(dict[str, str]):
+    """An attempt's headers, and the seconds that were added to our clock for them."""
+
+    def __init__(self, headers: Mapping[str, str], ahead: float) -> None:
+        super().__init__(headers)
+        self.ahead = ahead
 
 
 class Signed(Unpicklable):
@@ -44,15 +52,18 @@ class Signed(Unpicklable):
         if _content_type(request.headers).startswith("multipart/"):
             added = {**added, CONTENT: UNSIGNED}
         request = request._replace(headers={**request.headers, **added})
-        return {**added, **sign(request, self._access, self._secret, datetime.fromtimestamp(self._now(), UTC))}
+        ahead = self._ahead
+        moment = datetime.fromtimestamp(self._clock() + ahead, UTC)
+        return _Proof({**added, **sign(request, self._access, self._secret, moment)}, ahead)
 
     def refresh(self, stale: Mapping[str, str], reply: Mapping[str, str]) -> None:
-        """Take the service's clock where ours made `stale`, and is wrong; raises `Refused` where it is not to blame."""
-        theirs = _moment(reply.get("Date", ""))
-        signed = datetime.strptime(stale[DATE], DATE_FORMAT).replace(tzinfo=UTC).timestamp()
-        ours = self._clock()
-        now = ours + self._ahead  # right already where another thread was first
-        if theirs is None or max(abs(theirs - now), abs(signed - now)) <= SKEW_SECONDS:
+        """Take the service's clock where ours made `stale`, and is wrong; raises `Refused` where it is not to blame.
+
+        Clocks are compared as they are now, with what was added for `stale`: how long the reply took does not count.
+        """
+        assert isinstance(stale, _Proof)
+        theirs, ours = _moment(reply.get("Date", "")), self._clock()
+        if theirs is None or abs(theirs - ours - stale.ahead) <= SKEW_SECONDS:
             raise Refused(self._mend)
         self._ahead = theirs - ours  # not added to what it was: two threads may come to this at once
 
@@ -60,9 +71,6 @@ class Signed(Unpicklable):
         """Give what a service can quote: a signature, which lets in whoever repeats it at once, and the token."""
         proof = used["Authorization"]  # as a whole, too: encoded, its end looks different
         return (proof, proof.rpartition("=")[2], *self._token.values())
-
-    def _now(self) -> float:
-        return self._clock() + self._ahead
 
 
 def _content_type(headers: Mapping[str, str]) -> str:

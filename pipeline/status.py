@@ -44,7 +44,11 @@ class Fault(NamedTuple):
     by: By | None = None
 
 
+SUCCESS: Final = frozenset({200, 201})
+"""Statuses of replies with answers; any other 2xx has none: it promises them for later, or for a part of the rows."""
+
 _BY_STATUS: Final[dict[int, Action]] = {
+    **dict.fromkeys(SUCCESS, Action.RETRY),  # a failure that its body alone tells
     400: Action.REJECT,
     401: Action.REFRESH,
     403: Action.STOP,
@@ -70,7 +74,7 @@ _BY_STATUS: Final[dict[int, Action]] = {
 
 _BY_CLASS: Final[dict[int, Action]] = {
     1: Action.STOP,
-    2: Action.RETRY,
+    2: Action.MISFIT,
     3: Action.STOP,  # a redirect: the job file names another URL than the service has
     4: Action.REJECT,
     5: Action.RETRY,

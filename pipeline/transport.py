@@ -66,6 +66,7 @@ _BY_WORDS: Final[tuple[tuple[str, str], ...]] = (
     ("alert", "if it asks for our certificate, give the right one in service.tls.cert and service.tls.key"),
     ("wrong version number", "nobody speaks TLS there; service.url may have to begin with http"),
 )
+_CA: Final = "service.tls.ca"
 _TUNNEL: Final = re.compile(r"Tunnel connection failed: (\d{3})\b")
 _FOREIGN: Final = (OSError, HTTPException, foreign.HTTPError)
 
@@ -112,13 +113,27 @@ def tls_context(verify: bool | str, cert: tuple[str, str] | str | None) -> ssl.S
     return context
 
 
+def trusting_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001 as in requests
+    """One context for whom everybody's authorities vouch for, or `verify`, where it names a file: besides, not instead.
+
+    `tls.ca` is the service's; who else is asked for it may be private too, or known to all.
+    """
+    context = tls_context(verify is not False, None)
+    if isinstance(verify, str):
+        _load(context, _CA, verify)
+    return context
+
+
 def _load_authorities(context: ssl.SSLContext, verify: bool | str) -> None:  # noqa: FBT001 as in requests
     named = (
-        ("service.tls.ca", verify if isinstance(verify, str) else None),
+        (_CA, verify if isinstance(verify, str) else None),
         *((name, os.environ.get(name)) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")),
         ("certifi", DEFAULT_CA_BUNDLE_PATH),
     )
-    place, bundle = next((place, path) for place, path in named if path)
+    _load(context, *next((place, path) for place, path in named if path))
+
+
+def _load(context: ssl.SSLContext, place: str, bundle: str) -> None:
     try:
         context.load_verify_locations(**{"capath" if Path(bundle).is_dir() else "cafile": bundle})
     except OSError as error:

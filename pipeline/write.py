@@ -19,7 +19,7 @@ from schemas.receipt import Receipt, StoredObject, object_name
 from schemas.tables import DeadLetter, result_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from pipeline.forms import Writer
@@ -43,8 +43,8 @@ class RangeWriter:
 
     An object is closed, and its receipt written, about every OBJECT_SECONDS or OBJECT_BYTES and at the end; what is
     not closed when the process dies is scored again. `form` is that of the results, `prediction` the fields that are
-    declared; an answer that does not fit them makes its row a dead letter. `scored` and `dead` count the rows added so
-    far. Not thread-safe: one split has one writer.
+    declared; an answer that does not fit them, or has none of those `promised`, makes its row a dead letter. `scored`
+    and `dead` count the rows added so far. Not thread-safe: one split has one writer.
     """
 
     def __init__(
@@ -59,13 +59,14 @@ class RangeWriter:
         now: Callable[[], datetime],
         form: str = "parquet",
         prediction: Mapping[str, pa.DataType] = {},
+        promised: Collection[str] = (),
     ) -> None:
         self.scored = self.dead = 0
         self._store = store
         self._work = work
         self._form = form
         self._schema = result_schema(kept, prediction)
-        self._fields = fields_of(prediction) if prediction else None
+        self._fields = fields_of(prediction, promised) if prediction else None
         self._letters = Letters(work.source, RowEncoder(kept, kept.names, rename={}, key="input.keep"))
         self._run = run
         self._clock = clock
@@ -174,13 +175,13 @@ def _has_views(kind: pa.DataType) -> bool:
     return view or any(_has_views(kind.field(index).type) for index in range(kind.num_fields))
 
 
-def fields_of(prediction: Mapping[str, pa.DataType]) -> JsonRows:
+def fields_of(prediction: Mapping[str, pa.DataType], promised: Collection[str] = ()) -> JsonRows:
     """Return what reads answers as the declared fields. Raises JobError for a type that answers are not read as."""
     for name, kind in prediction.items():
         if _has_views(kind):  # Parquet's writer cannot take slices of them
             raise JobError(f"output.prediction.{name}: {kind} is not written; declare the type without _view")
     try:
-        return JsonRows(prediction, loose=False)
+        return JsonRows(prediction, loose=False, promised=promised)
     except NotFromJson as what:
         raise JobError(f"output.prediction: {what}; declare another type, or leave the field out") from None
 

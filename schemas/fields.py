@@ -153,8 +153,10 @@ def _constants(value: object) -> dict[str, Any]:
 
 
 def _contract(value: object) -> object:
-    """Take the path of a file; what was read of it takes its place."""
-    return value if isinstance(value, dict) else values.text(value)
+    """Take the path of a file; what is read of it takes its place."""
+    if isinstance(value, dict | list):
+        raise values.InvalidValueError(f"{values.shown(value)} is no path; put it into a file; allowed: its path")
+    return values.text(value)
 
 
 _TEXT = {"type": "string", "minLength": 1}

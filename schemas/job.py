@@ -102,10 +102,12 @@ class Input(Part):
 class Tls(Part):
     """Whom to trust, and who we are."""
 
-    ca: Annotated[Text | None, marked("place", "PEM file of the authorities to trust.")] = None
+    ca: Annotated[Text | None, marked("place", "PEM file of the authorities to trust; of IAM's too.")] = None
     cert: Annotated[Text | None, marked("place", "PEM file of our certificate.")] = None
     key: Annotated[Text | None, marked("place", "PEM file of our certificate's private key.")] = None
-    verify: Annotated[Flag, marked("place", "Whether the service's certificate is verified.")] = True
+    verify: Annotated[
+        Flag, marked("place", "Whether the service's certificate is verified, and that of an IAM on the same host.")
+    ] = True
 
 
 class Limits(Part):

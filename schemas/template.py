@@ -18,6 +18,9 @@ BASE64: Final = "$base64"
 ROWS: Final = "$rows"
 MARKS: Final = (COLUMN, BASE64, ROWS)
 
+_PASSING: Final = frozenset({"not_null", "reverse", "sort", "sort_by", "to_array"})
+"""Functions of JMESPath that give a list with the items that they get."""
+
 
 def template(value: object) -> object:
     """Take a template with at least one column in it."""
@@ -62,6 +65,37 @@ def _functions(tree: Any) -> Iterator[str]:
     elif isinstance(tree, list):
         for one in tree:
             yield from _functions(one)
+
+
+def flattens_answers(path: str) -> bool:
+    """Whether a path joins the lists that rows have, so that nobody can tell any more which item is whose."""
+    import jmespath
+
+    return _flattens(jmespath.compile(path).parsed, behind=False)
+
+
+def _flattens(tree: Any, *, behind: bool) -> bool:
+    """Look for a flatten of what a projection gives, or, `behind` one, of what comes in."""
+    kind, children = tree["type"], tree["children"]
+    if kind == "flatten" and (_projects(children[0]) or (behind and children[0]["type"] == "identity")):
+        return True
+    if kind == "pipe":
+        left, right = children
+        return _flattens(left, behind=behind) or _flattens(right, behind=_projects(left))
+    return any(_flattens(one, behind=behind) for one in children)
+
+
+def _projects(tree: Any) -> bool:
+    """Whether what a path gives is a list with what was found in each of many."""
+    kind, children = tree["type"], tree["children"]
+    if kind == "function_expression":
+        return tree["value"] == "map" or (tree["value"] in _PASSING and any(map(_projects, children)))
+    if kind in {"pipe", "subexpression", "index_expression"}:  # whatever it was before: the last step may pick one
+        return _projects(children[-1])
+    if kind in {"or_expression", "and_expression"}:
+        return any(map(_projects, children))
+    projection: bool = kind.endswith("projection")
+    return projection
 
 
 def columns(value: object) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from rawserver import answering, authority, serving
 
 from pipeline import tokens
@@ -435,6 +436,27 @@ def test_an_iam_with_a_foreign_authority_is_a_refusal(tmp_path):
         assert server.requests == []
     with serving(granting("MII-1"), mine.server) as server:
         assert asking(server, tmp_path, verify=mine.ca).headers(REQUEST) == {HEADER: "MII-1"}
+
+
+def test_the_services_authority_is_believed_beside_those_of_everybody(tmp_path, monkeypatch):
+    """A public IAM may be asked for a service with an authority of its own."""
+    public, own = Authority(tmp_path / "public", "public"), Authority(tmp_path / "own", "own")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", public.ca)
+    for number, vouching in enumerate((public, own)):
+        with serving(granting("MII-1"), vouching.context("127.0.0.1")) as server:
+            assert asking(server, tmp_path / str(number), verify=own.ca).headers(REQUEST) == {HEADER: "MII-1"}
+
+
+def test_an_iam_on_another_host_than_the_service_is_always_verified(tmp_path):
+    """Who believes any service does not send the password to whoever answers for IAM."""
+    mine = authority(tmp_path)
+    with serving(granting("MII-1"), mine.server) as server:
+        with pytest.raises(Refused, match=r"REQUESTS_CA_BUNDLE or service\.tls\.ca"):
+            asking(server, tmp_path, verify=False, hosts={"service.example.com"}).headers(REQUEST)
+        assert server.requests == []
+    with serving(granting("MII-1"), mine.server) as server:
+        auth = asking(server, tmp_path, verify=False, hosts={"127.0.0.1"})
+        assert auth.headers(REQUEST) == {HEADER: "MII-1"}
 
 
 def test_the_cache_is_the_owners_alone(tmp_path):

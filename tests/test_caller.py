@@ -122,7 +122,7 @@ class Auth:
 
 
 @contextmanager
-def calling(wire, *, auth=None, rate=None, attempts=8, probe=False, **limits):
+def calling(wire, *, auth=None, rate=None, headers=None, attempts=8, probe=False, **limits):
     """Open a caller; yields it, and sees that it gave everything back."""
     setting = Setting(
         adapter=MODEL,
@@ -137,7 +137,7 @@ def calling(wire, *, auth=None, rate=None, attempts=8, probe=False, **limits):
         setting,
         transport=wire,
         auth=auth or Auth(),
-        headers={"X-Extra": "1"},
+        headers=headers or {"X-Extra": "1"},
         limits=ServiceLimits(**limits),
         rate=rate,
         urls=wire.urls,
@@ -204,6 +204,17 @@ def test_a_request_has_its_headers_and_its_deadline():
     expected = {"Content-Type": "application/json", "X-Extra": "1", "X-Auth-Token": "token-0", **trace(chunk.uuid)}
     assert (body, headers) == (chunk.body, expected)
     assert 10 < deadline <= 13
+
+
+def test_a_content_type_of_the_job_takes_the_place_of_the_protocols():
+    """In whatever letters it is written: a request has one."""
+    wire = Wire()
+    with calling(wire, headers={"content-type": "application/json;charset=utf8"}) as caller:
+        outcomes(caller, chunks(1))
+    [(_, headers, _)] = wire.sent
+    assert [(name, value) for name, value in headers.items() if name.lower() == "content-type"] == [
+        ("content-type", "application/json;charset=utf8")
+    ]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])

@@ -147,6 +147,10 @@ NORMAL = {
     "required as it once was": ({"type": "string", "required": True}, {"type": "string"}),
     "a bound that is none": ({"minimum": "0", "exclusiveMinimum": True, "multipleOf": 0}, {}),
     "a pattern that is none": ({"pattern": "("}, {}),
+    "a pattern of Python's own": ({"pattern": r"^a\Z"}, {}),
+    "a pattern that Python warns of": ({"pattern": "[[a]"}, {"pattern": "[[a]"}),
+    "a bound that is no number": ({"minimum": float("nan"), "maximum": float("inf"), "multipleOf": float("inf")}, {}),
+    "a choice that JSON has not": ({"enum": [float("nan")], "const": float("-inf")}, {}),
     "other columns are welcome": ({"type": "object", "additionalProperties": False}, {"type": "object"}),
     "columns named like rules": (
         {"properties": {"items": {"type": "string"}, "type": {"type": "number"}, "index": {}}},
@@ -197,7 +201,7 @@ def test_no_schema_breaks_the_check_of_a_row(schema, row):
 
 RULES = {
     "a wrong type": (ROW, {"a": "1", "b": ""}, 'a: "1" is not of type "number"'),
-    "a null": (ROW, {"a": None}, 'a: null is not of type "number"'),
+    "a null that is required": (ROW | {"required": ["a"]}, {"a": None}, 'a: null is not of type "number"'),
     "a missing column": ({"required": ["c"]}, {"a": 1}, '"c" is a required property'),
     "a bound": ({"properties": {"a": {"minimum": 0}}}, {"a": -1}, "a: -1 is less than the minimum of 0"),
     "a list": ({"properties": {"a": {"items": {"type": "integer"}}}}, {"a": [1, 2.5]}, "a.1: 2.5 is not of type"),
@@ -223,6 +227,10 @@ FITTING = {
     "more than 64 bits": ({"type": "integer"}, 10**30),
     "a file as text": ({"format": "file"}, "aGVsbG8="),
     "anything": ({}, None),
+    "a null that nobody requires": ({"type": "number", "minimum": 0}, None),
+    "a null inside": (ROW, {"a": None, "b": "x"}),
+    "a null in a list": ({"type": "array", "items": ROW}, [{"a": None}, {"a": 1}]),
+    "a null in a tuple": ({"type": "array", "prefixItems": [ROW]}, [{"a": None}, {"a": "x"}]),
 }
 
 
@@ -476,3 +484,54 @@ def test_the_shipped_schema_fits_the_shipped_data(tmp_path, sandbox):
     put(tmp_path / "in" / "rows.parquet", flowers_of_all)
     assert call("run", job_file(tmp_path, url, service__schema=schema)).code == 0
     assert results(tmp_path / "out").num_rows == flowers_of_all.num_rows
+
+
+def named(*names):
+    """Answer each row with the field whose turn it is by the row's place; None stands for a field that is null."""
+
+    def answer(call):
+        keys = [names[row % len(names)] for row in call.places]
+        answers = [{key: "rose"} if key else {"predictresult": None} for key in keys]
+        content = {"meta": json.loads(call.body)["meta"], "data": {"resp_data": answers}}
+        return 200, {}, json.dumps(content).encode()
+
+    return answer
+
+
+def placed(folder, url, **keys):
+    """Write a job over flowers whose first column is their place."""
+    path = iris(folder, url, **keys)
+    table = flowers(60)
+    put(folder / "in" / "rows.parquet", table.set_column(1, "sepal_length", pa.array(map(float, range(60)))))
+    return path
+
+
+def test_answers_of_other_names_than_the_schemas_stop_the_job(tmp_path):
+    """Nobody wrote these names into the job file, so nulls would surprise; written ones may be null."""
+    with recording(named("label")) as service:
+        path = placed(tmp_path, service.url, retry={"attempts": 2, "seconds": "2s"}, service__limits={"rows": 1})
+        done = call("run", path)
+        assert done.code == 4, done
+        assert "no answer has predictresult, which service.schema promises; declare output.prediction" in done.err
+        written = {"path": "written", "prediction": {"predictresult": "string", "label": "string"}}
+        assert call("run", placed(tmp_path, service.url, output=written)).code == 0
+
+
+def test_one_answer_without_any_name_of_the_schema_is_a_dead_letter(tmp_path):
+    """Its neighbours are results; a field that is there and null is an answer."""
+    with recording(named("predictresult", "error", None)) as service:
+        done = call("run", placed(tmp_path, service.url, errors={"allow": 20}))
+    assert done.code == 0, done
+    dead = letters(tmp_path / "out")
+    assert {letter["source_row"] for letter in dead} == set(range(1, 60, 3))
+    assert dead[0]["kind"] == "mismatch"
+    assert dead[0]["message"] == 'it has none of predictresult; the answer is {"error": "rose"}'
+    assert proved(tmp_path / "out") == ()
+
+
+@pytest.mark.parametrize("inline", [config(api()), {"apis": []}, [], {"request": {}}])
+def test_a_schema_in_the_job_file_itself_is_an_error_of_the_job(tmp_path, inline):
+    """In a line: it has a file of its own, as model packages have it."""
+    with pytest.raises(JobError, match=r"service\.schema: .* is no path; put it into a file") as caught:
+        loaded(job(tmp_path, config(api()), service__schema=inline))
+    assert "\n" not in str(caught.value)

@@ -98,6 +98,7 @@ SERVICE_KEYS = "url, protocol, transport, options, schema, version, auth, header
 AUTH_TYPES = "none, token, aksk, app-code, app-key, api-key"
 FORM_VALUES = 'allowed: text, a number, true, false, or {"$column": name}'
 ALONE = "allowed: one of $column, $base64, $rows, alone"
+JOINED = "would be lost; allowed with $rows: [*] instead, or a body without $rows"
 SIGNED = "allowed: at most 12MB, or another auth.type"
 FILE_KEYS = "field, form, part_type, content"
 TRANSPORT_KEYS = "events, message, greeting"
@@ -856,6 +857,10 @@ def test_a_job_and_its_parts_cannot_be_changed(make):
         (
             {"service.protocol": "json", "service.options": "{body: {a: {$rows: {$column: x}}, b: {$column: x}}}"},
             "service.options.body: a column outside of $rows, where there is no row; put it inside",
+        ),
+        (
+            {"service.protocol": "json", "service.options": "{body: {$rows: {$column: x}}, answer: 'r[].l[]'}"},
+            "service.options.answer: [] in 'r[].l[]' joins the lists of rows, and whose an item is " + JOINED,
         ),
         (
             {"service.options": "{events: last}"},

@@ -12,7 +12,8 @@ from pipeline.ids import row_namer
 from pipeline.modelarts import ModelArts
 from pipeline.pack import Block, Limits, pack
 from pipeline.status import Action, Fault
-from schemas.options import ModelArtsOptions
+from pipeline.template import Template
+from schemas.options import JsonOptions, ModelArtsOptions
 
 UUID = "10eb0091-887f-4839-9929-cbc884f1e20e"
 OTHER = "00000000-887f-4839-9929-cbc884f1e20e"
@@ -53,6 +54,17 @@ def misfit(body, message, **options):
     assert isinstance(fault, Fault)
     assert (fault.action, fault.status, fault.code) == (Action.MISFIT, 200, None)
     assert message in fault.message
+
+
+def test_created_is_a_success_and_no_other_answer_of_its_class_is():
+    """A reply that promises answers for later is none, and the same for every protocol."""
+    template = Template(JsonOptions(body={"x": {"$column": "x"}}))
+    for status in (200, 201):
+        assert read(reply(1, 2), status=status).to_pylist() == ["1", "2"]
+        assert template.read(status, {}, b"[1, 2]", uuid=UUID, rows=1).to_pylist() == ["[1, 2]"]
+    for status in (202, 204, 207):
+        assert read(reply(1, 2), status=status).action is Action.MISFIT
+        assert template.read(status, {}, b"[1, 2]", uuid=UUID, rows=1).action is Action.MISFIT
 
 
 def test_the_documents_own_example_is_sent_byte_for_byte():

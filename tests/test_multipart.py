@@ -146,6 +146,13 @@ def test_a_files_type_follows_from_its_name(suffix, kind):
     assert type_of(suffix) == kind
 
 
+def test_names_without_end_are_not_all_remembered():
+    """Each may have a suffix of its own."""
+    for number in range(5000):
+        type_of(f".{number}")
+    assert type_of.cache_info().currsize <= 1024
+
+
 def test_a_type_that_is_given_is_taken():
     """The documents' Java sample gives the form's own."""
     [body] = bodies(CONTENT, part_type="multipart/form-data")

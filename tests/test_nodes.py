@@ -127,11 +127,17 @@ def test_a_node_that_asks_to_be_left_alone_is():
 
 
 def test_trouble_is_a_nodes_own_only_where_another_one_answers():
-    """Before anything succeeded, and with one URL, it is the service's."""
+    """Or may answer, for nothing was heard of it yet; with one URL, it is the service's."""
     alone, clock = nodes(1)
     ask(alone)
-    some, _ = nodes()
-    assert [fail(alone, clock, "http://a"), some.failed(some.pick(), sure=True)] == [False, False]
+    assert not fail(alone, clock, "http://a")
+    some, clock = nodes()
+    first, second, third = (some.pick() for _ in range(3))
+    assert [some.failed(one, sure=True) for one in (first, second, third)] == [True, True, False]
+    silent, clock = nodes(2)
+    first, second = silent.pick(), silent.pick()
+    silent.answered(second, well=False)
+    assert not silent.failed(first, sure=True)
 
 
 def test_where_all_are_out_who_is_due_next_is_asked_and_an_answer_lets_all_be_tried():
@@ -269,12 +275,20 @@ def test_credentials_that_one_node_refuses_end_the_job(tmp_path):
         assert f"403 APIG.0302 no ({bad.url})" in done.err
 
 
-def test_a_first_node_that_does_not_have_the_model_ends_the_job(tmp_path):
-    """Before anything succeeded, a 404 is a wrong URL; the one that is wrong is named."""
+@pytest.mark.parametrize("probe", ["--probe", "--no-probe"])
+def test_a_first_node_that_does_not_have_the_model_is_left_out(tmp_path, probe):
+    """The one that is asked first need not be a good one: the others have not been asked yet."""
     with recording(lambda _: refusal(404, "APIG.0101")) as bad, recording() as good:
-        done = call("run", plain(tmp_path, [bad.url, good.url]))
-        assert (done.code, good.calls) == (4, [])
-        assert bad.url in done.err
+        done = call("run", plain(tmp_path, [bad.url, good.url]), *([probe] if probe == "--no-probe" else []))
+    assert (done.code, letters(tmp_path / "out")) == (0, [])
+
+
+def test_nodes_none_of_which_has_the_model_end_the_job(tmp_path):
+    """Each is asked, and one of them is named."""
+    with recording(lambda _: refusal(404, "APIG.0101")) as one, recording(lambda _: refusal(404, "APIG.0101")) as other:
+        done = call("run", plain(tmp_path, [one.url, other.url]))
+        assert (done.code, len(one.calls), len(other.calls)) == (4, 1, 1)
+        assert "404 APIG.0101" in done.err
 
 
 def test_a_node_that_is_down_from_the_start_costs_one_attempt(tmp_path):

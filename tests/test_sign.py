@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -139,6 +139,27 @@ def test_a_host_that_the_job_gives_is_the_one_that_is_signed():
     assert sign(request._replace(headers={}), ACCESS, SECRET, MOMENT)["Host"] == "10.0.0.1:8443"
 
 
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("ws://LOCALHOST:8598/x", "localhost:8598"),
+        ("wss://Host.example:443/x", "host.example"),
+        ("https://host:443/x", "host"),
+        ("https://host:80/x", "host:80"),
+        ("http://host:80/x", "host"),
+        ("http://host:8080/x", "host:8080"),
+        ("http://host:/x", "host"),
+        ("https://user:word@[::1]:443/x", "[::1]"),
+        ("https://[FE80::443]/x", "[fe80::443]"),
+    ],
+)
+def test_the_host_is_signed_as_it_is_sent(url, host):
+    """In the form that all clients and gateways agree on, which is not that of the job file."""
+    added = sign(Request("POST", url, {}, b""), ACCESS, SECRET, MOMENT)
+    right = sign(Request("POST", url, {"Host": host}, b""), ACCESS, SECRET, MOMENT)
+    assert (added["Host"], added["Authorization"]) == (host, right["Authorization"])
+
+
 class Clock:
     """Seconds that a test moves."""
 
@@ -177,6 +198,19 @@ def test_the_first_refusal_is_the_last_where_the_clocks_agree(reply):
     auth = signed(Clock())
     with pytest.raises(Refused, match="check the key"):
         auth.refresh(auth.headers(POST), reply)
+
+
+@pytest.mark.parametrize("seconds", [70, 7200])
+def test_a_refusal_that_takes_its_time_is_no_wrong_clock(seconds):
+    """What counts is how the clocks differ, not when the attempt was signed; both may be the case."""
+    clock = Clock()
+    auth = signed(clock)
+    stale = auth.headers(POST)
+    clock.now += seconds
+    with pytest.raises(Refused, match="check the key"):
+        auth.refresh(stale, date(seconds))
+    auth.refresh(stale, date(seconds + 61))
+    assert auth.headers(POST)["X-Sdk-Date"] == f"{MOMENT + timedelta(seconds=seconds + 61):%Y%m%dT%H%M%SZ}"
 
 
 @pytest.mark.parametrize("ahead", [-100_000, -61, 61, 1200])

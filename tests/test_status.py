@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pipeline.status import Action, Fault, judge, words
 
 RETRY, SLOWER, TIMEOUT, REJECT = Action.RETRY, Action.SLOWER, Action.TIMEOUT, Action.REJECT
+MISFIT = Action.MISFIT
 TOO_LARGE, REFRESH, STOP = Action.TOO_LARGE, Action.REFRESH, Action.STOP
 
 GATEWAY = [
@@ -164,7 +165,8 @@ MODEL = [
 STATUSES = {
     **dict.fromkeys((403, 404, 405, 410, 411, 414, 415, 431, 494, 501), STOP),
     **dict.fromkeys((400, 409, 418, 422, 499), REJECT),
-    **dict.fromkeys((408, 425, 500, 502, 507, 520, 599, 202, 204, 299), RETRY),
+    **dict.fromkeys((408, 425, 500, 502, 507, 520, 599, 200, 201), RETRY),
+    **dict.fromkeys((202, 204, 207, 299), MISFIT),
     **dict.fromkeys((429, 503), SLOWER),
     **dict.fromkeys((301, 302, 307, 308, 101), STOP),
     401: REFRESH,

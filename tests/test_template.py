@@ -16,7 +16,7 @@ from pipeline.status import Action, Fault
 from pipeline.template import Template
 from schemas.job import Input
 from schemas.options import JsonOptions
-from schemas.template import jmes_path
+from schemas.template import flattens_answers, jmes_path
 from schemas.values import InvalidValueError
 
 X = {"$column": "x"}
@@ -265,3 +265,13 @@ def test_a_path_that_is_none_is_refused(path, message):
 def test_a_path_with_functions_is_taken():
     """Those that JMESPath has."""
     assert jmes_path("sort_by(a, &b)[-1].{n: length(c)}") == "sort_by(a, &b)[-1].{n: length(c)}"
+
+
+JOINING = ["r[].l[]", "r[*].l | []", "map(&l, r)[]", "r[*].[a, b][]", "r[?ok].l[]", "d.*.l[]", "(r[*].l)[] | [*].x"]
+KEEPING = ["r[].v", "r[]", "r[*].l[*]", "r[*].{a: l[]}", "map(&l[], r)", "r | [].v", "r[0].l[]", "r[*].l | [0].l[]"]
+
+
+@pytest.mark.parametrize(("path", "joins"), [*((one, True) for one in JOINING), *((one, False) for one in KEEPING)])
+def test_a_path_that_joins_the_lists_of_rows_is_known(path, joins):
+    """Two answers of one row and none of the other are as many as there are rows, and look as good."""
+    assert flattens_answers(path) is joins
