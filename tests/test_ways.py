@@ -240,6 +240,13 @@ def test_the_header_of_an_api_key_is_the_jobs_choice(tmp_path, keys, header, val
     assert {one.headers[header] for one in recorded.calls} == {value}
 
 
+def test_a_host_in_capitals_is_signed_and_sent_in_one_form(sandbox, tmp_path):
+    """Who verifies has what was sent, and nothing of the job file."""
+    url = sandbox().replace("127.0.0.1", "LOCALHOST")
+    put(tmp_path / "in" / "iris.parquet", flowers(5))
+    assert score(job_file(tmp_path, url, service__auth=AKSK)).exit_code == 0
+
+
 def test_temporary_keys_send_their_token_and_sign_it(tmp_path):
     """With every request; a gateway's own headers are not signed, since it may rewrite them."""
     put(tmp_path / "in" / "iris.parquet", flowers(5))
