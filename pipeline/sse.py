@@ -13,6 +13,7 @@ from requests.structures import CaseInsensitiveDict
 
 from pipeline.events import Event, Stream, failed
 from pipeline.messages import marked
+from pipeline.status import SUCCESS
 from pipeline.transport import DEFAULTS, Transport
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ DRAIN_SECONDS: Final = 0.05
 """How long the end of a reply is waited for behind `[DONE]`: a connection that has seen it is used again."""
 
 _PIECE: Final = 65_536
-_OK: Final = 200
 _CRASHED: Final = 500
 
 
@@ -53,7 +53,7 @@ class EventStreams(Transport):
 
     def _receive(self, response: BaseHTTPResponse) -> tuple[int, Mapping[str, str], bytes]:
         media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if response.status != _OK:
+        if response.status not in SUCCESS:
             return super()._receive(response)
         if media_type != MEDIA_TYPE:
             return self._whole(*super()._receive(response))
