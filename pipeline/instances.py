@@ -104,14 +104,28 @@ def _plain(column: Any) -> Any:
     """Take away what only says how values are stored."""
     while True:
         if types.is_dictionary(column.type):
-            column = column.dictionary_decode()
+            column = _taken(column.dictionary, column.indices)
         elif types.is_run_end_encoded(column.type):
-            column = pc.run_end_decode(column)  # type: ignore[attr-defined] # missing in the stubs
+            column = _taken(column.values, pa.array(_runs(column)))
         elif isinstance(column.type, pa.BaseExtensionType):
             bools = column.type.extension_name == "arrow.bool8"
             column = column.storage.cast(pa.bool_()) if bools else column.storage
         else:
             return column
+
+
+def _runs(column: Any) -> Int64s:
+    """Return for each row the run that it is in."""
+    ends = column.run_ends.to_numpy()
+    return np.searchsorted(ends, np.arange(len(column)) + column.offset, side="right")
+
+
+def _taken(values: Any, which: Any) -> Any:
+    try:
+        return values.take(which)
+    except pa.ArrowNotImplementedError:  # Arrow cannot take single values out of views
+        nothing = pa.nulls(1, values.type)
+        return pa.concat_arrays([nothing if at is None else values.slice(at, 1) for at in which.to_pylist()])
 
 
 def _alone(
@@ -187,7 +201,9 @@ def _tensors(field: pa.Field[Any], declared: str | None, *, reject_nan: bool) ->
     """Convert numbers and booleans, and arrays of them."""
     kind = _kind_of(field.type, declared)
     wire = _WIRE.get(kind.name, kind.name)
-    shown = column_form(pa.field(field.name, _depth(field.type)[1]), "input.send", reject_nan=False)
+    kind_there = _depth(field.type)[1]
+    single = pa.float32() if types.is_float16(kind_there) else kind_there
+    shown = column_form(pa.field(field.name, single), "input.send", reject_nan=False)
 
     def form(column: Any) -> Converted:
         rows, leaf = _peeled(column)
@@ -360,6 +376,8 @@ def _listed(rows: _Rows, leaf: Any, shown: Form) -> list[Any]:
         return []
     if types.is_decimal(leaf.type):
         return leaf.cast(pa.float64()).to_pylist()  # type: ignore[no-any-return]
+    if types.is_float16(leaf.type):  # its own shortest text would be another float32
+        leaf = leaf.cast(pa.float32())
     return shown(leaf).values
 
 
