@@ -20,7 +20,7 @@ from pyarrow import types
 
 from pipeline.encode import bytes_form, column_form
 from pipeline.errors import JobError
-from pipeline.jsonform import is_bytes, is_text
+from pipeline.jsonform import borders, is_bytes, is_text
 from pipeline.leaves import Converted
 
 if TYPE_CHECKING:
@@ -102,22 +102,43 @@ def _is_number(kind: Any) -> bool:
 
 def _plain(column: Any) -> Any:
     """Take away what only says how values are stored."""
-    while True:
+    column = _decoded(column)
+    while _is_wrapped(column.type):
+        bools = column.type.extension_name == "arrow.bool8"
+        column = _decoded(column.storage.cast(pa.bool_()) if bools else column.storage)
+    return column
+
+
+def _is_wrapped(kind: Any) -> bool:
+    return isinstance(kind, pa.BaseExtensionType) and kind.extension_name != "arrow.uuid"
+
+
+def _decoded(column: Any) -> Any:
+    while _is_coded(column.type):
         if types.is_dictionary(column.type):
             column = _taken(column.dictionary, column.indices)
-        elif types.is_run_end_encoded(column.type):
-            column = _taken(column.values, pa.array(_runs(column)))
-        elif isinstance(column.type, pa.BaseExtensionType):
-            bools = column.type.extension_name == "arrow.bool8"
-            column = column.storage.cast(pa.bool_()) if bools else column.storage
         else:
-            return column
+            column = _taken(column.values, pa.array(_runs(column)))
+    return column
+
+
+def _items(column: Any) -> tuple[Int64s, Any]:
+    """Return how long each list of a column is, and the items of all of them."""
+    starts, stops = borders(column)
+    lengths = np.where(np.asarray(column.is_valid()), stops - starts, 0)  # a null may span anything
+    some, total = lengths > 0, int(lengths.sum())
+    starts, stops, values = starts[some], stops[some], _decoded(column.values)
+    if not total or np.array_equal(starts[1:], stops[:-1]):
+        return lengths, values.slice(int(starts[0]) if total else 0, total)
+    before = np.cumsum(stops - starts) - (stops - starts)
+    return lengths, _taken(values, pa.array(np.repeat(starts - before, stops - starts) + np.arange(total)))
 
 
 def _runs(column: Any) -> Int64s:
     """Return for each row the run that it is in."""
     ends = column.run_ends.to_numpy()
-    return np.searchsorted(ends, np.arange(len(column)) + column.offset, side="right")
+    found: Int64s = np.searchsorted(ends, np.arange(len(column)) + column.offset, side="right")
+    return found
 
 
 def _taken(values: Any, which: Any) -> Any:
@@ -141,8 +162,8 @@ def _alone(
 
     def single(column: Any) -> Converted:
         column = _plain(column)
-        counts = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-        values, faults = _wrapped(items(_plain(column.flatten())), wrapped)
+        counts, inside = _items(column)
+        values, faults = _wrapped(items(_plain(inside)), wrapped)
         found: list[Any] = []
         wrong: dict[int, str] = {}
         for row, (count, end) in enumerate(zip(counts.tolist(), np.cumsum(counts).tolist(), strict=True)):
@@ -216,14 +237,14 @@ def _tensors(field: pa.Field[Any], declared: str | None, *, reject_nan: bool) ->
             empty = dict.fromkeys(np.flatnonzero(rows.starts == rows.stops).tolist(), f" is empty: {EMPTY}")
             faults = empty | faults
         listed = None if declared else _listed(rows, leaf, shown)
-        borders = zip(rows.starts.tolist(), rows.stops.tolist(), rows.shapes, strict=True)
+        places = zip(rows.starts.tolist(), rows.stops.tolist(), rows.shapes, strict=True)
         values = [
             None
             if row in faults
             else _nested(listed, start, stop, shape)
             if listed is not None and stop - start <= MOST_LISTED
             else _b64(flat[start:stop], _tail(wire, shape))
-            for row, (start, stop, shape) in enumerate(borders)
+            for row, (start, stop, shape) in enumerate(places)
         ]
         return Converted(values, faults)
 
@@ -259,13 +280,12 @@ def _peeled(column: Any) -> tuple[_Rows, Any]:
         _note_nulls(column, starts, stops, depth=len(sizes), faults=faults)
         if not _is_list(column.type):
             break
-        lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        lengths, column = _items(column)
         ends = np.concatenate([[0], np.cumsum(lengths)])
         size, ragged = _alike(lengths, starts, stops)
         for row in np.flatnonzero(ragged).tolist():
             faults.setdefault(row, " is ragged, and MindSpore Serving takes arrays of one shape")
         starts, stops = ends[starts], ends[stops]
-        column = column.flatten()
         if shape is None:
             sizes.append(size)
         else:
