@@ -12,7 +12,6 @@ from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from msgspec import Raw
 from pyarrow import types
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pipeline.leaves import Form
-
-    Bools = npt.NDArray[np.bool_]
-    Numbers = npt.NDArray[Any]
 
 MOST_LISTED: Final = 1000
 """How many values of an array travel as JSON: of more, base64 is a fourth in bytes, and a twentieth in time."""
