@@ -381,7 +381,7 @@ class Caller:
             if trip.sent and fault.action is Action.TIMEOUT:
                 self._sizing.late(trip.rows)
             elif trip.sent and fault.action is Action.TOO_LARGE:
-                self._sizing.too_large(trip.rows, trip.size)
+                self._sizing.too_large(trip.rows, trip.size, fault.most_bytes)
         self._places.failed(trip, fault, by_the_model=of_content(fault))
 
     def _succeeded(self, trip: Trip) -> None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from pipeline.errors import Refused, StorageFailed
+from pipeline.replies import Partly
 from pipeline.retry import Patience, retry_after
 from pipeline.status import Action, Fault
 from schemas.tables import Attempt, Kind
@@ -41,6 +42,9 @@ class Adapter(Protocol):
     def most_rows(self) -> int:
         """How many rows a request may have at the most."""
 
+    def address(self, url: str) -> str:
+        """Return the URL to call, where the job file has this one."""
+
     def named(self, given: Input) -> Mapping[str, Sequence[str]]:
         """Return the columns that every input file must have to be sent, by the key of the job file that names them."""
 
@@ -55,8 +59,8 @@ class Adapter(Protocol):
 
     def read(
         self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int
-    ) -> pa.Array[Any] | Fault:
-        """Return the answers as JSON texts, in order, or why the reply is none."""
+    ) -> pa.Array[Any] | Partly | Fault:
+        """Return the answers as JSON texts, in order, or why the reply is none; or those of some rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,8 @@ class Spent(NamedTuple):
 class Scored(NamedTuple):
     """A request that succeeded: `answers[i]` is the JSON text for the i-th row of `chunk`; `received` in bytes.
 
-    `history` has the attempts before the one that succeeded.
+    `history` has the attempts before the one that succeeded. Where some rows failed there is one for each stretch of
+    answers: it begins with row `first`, and its request is that of an outcome before it if it is `further`.
     """
 
     chunk: Chunk
@@ -138,6 +143,8 @@ class Scored(NamedTuple):
     received: int = 0
     before: Spent = Spent()
     history: tuple[Attempt, ...] = ()
+    first: int = 0
+    further: bool = False
 
 
 class Dead(NamedTuple):
@@ -148,6 +155,13 @@ class Dead(NamedTuple):
     fault: Fault
     history: tuple[Attempt, ...]
     before: Spent = Spent()
+
+
+class _Sieved(NamedTuple):
+    """A request that succeeded, but for some rows, by position."""
+
+    scored: Scored
+    failed: tuple[int, ...]
 
 
 class _Halve(NamedTuple):
@@ -239,6 +253,8 @@ def _bring(
 ) -> Generator[Command, Said | None, list[Outcome]]:
     """Bring a request to its outcome, or its parts to theirs. `suspected` is what it is a half for."""
     outcome = yield from _request(chunk, suspected, trouble, setting)
+    if isinstance(outcome, _Sieved):
+        return (yield from _sift(outcome, trouble, setting))
     if isinstance(outcome, Scored | Dead):
         return [outcome]
     halved = isinstance(outcome, _Halve)
@@ -254,6 +270,22 @@ def _bring(
     return [outcomes[0]._replace(before=spent), *outcomes[1:]]
 
 
+def _sift(sieved: _Sieved, trouble: _Trouble, setting: Setting) -> Generator[Command, Said | None, list[Outcome]]:
+    """Keep the answers that there are, and ask for each of the other rows alone."""
+    whole, outcomes, start = sieved.scored, list[Outcome](), 0
+    further = False
+    for failed in (*sieved.failed, len(whole.chunk)):
+        if start < failed:
+            answers = whole.answers.slice(start, failed - start)
+            outcomes.append(whole._replace(answers=answers, first=start, further=further))
+            further = True
+        if failed < len(whole.chunk):
+            alone = whole.chunk.part(failed, failed + 1, setting.adapter.frame)
+            outcomes += yield from _bring(alone, None, trouble, setting)
+        start = failed + 1
+    return outcomes
+
+
 def _parts(chunk: Chunk, why: _Halve | _Cut, frame: Frame) -> list[Chunk]:
     parts = chunk.cut(why.limits, frame) if isinstance(why, _Cut) else []
     if len(parts) > 1:
@@ -264,7 +296,7 @@ def _parts(chunk: Chunk, why: _Halve | _Cut, frame: Frame) -> list[Chunk]:
 
 def _request(
     chunk: Chunk, suspected: Action | None, trouble: _Trouble, setting: Setting
-) -> Generator[Command, Said | None, Outcome | _Halve | _Cut]:
+) -> Generator[Command, Said | None, Outcome | _Sieved | _Halve | _Cut]:
     """Bring one request to its outcome, or to its halving.
 
     `suspected` is what the request was halved for that these rows were in.
@@ -276,6 +308,8 @@ def _request(
         if isinstance(reply, Oversized):
             return tries.cut(reply)
         verdict = _read(reply, chunk, setting)
+        if isinstance(verdict, Partly):
+            return _Sieved(tries.succeeded(reply, verdict.answers), verdict.failed)
         if not isinstance(verdict, Fault):
             return tries.succeeded(reply, verdict)
         step = tries.failed(reply, verdict)
@@ -371,7 +405,7 @@ def of_content(fault: Fault) -> bool:
     return fault.action is Action.MISFIT or (fault.action is Action.RETRY and crashed)
 
 
-def _read(reply: Answered | Unanswered, chunk: Chunk, setting: Setting) -> pa.Array[Any] | Fault:
+def _read(reply: Answered | Unanswered, chunk: Chunk, setting: Setting) -> pa.Array[Any] | Partly | Fault:
     if isinstance(reply, Unanswered):
         return reply.fault
     verdict = setting.adapter.read(reply.status, reply.headers, reply.body, uuid=chunk.uuid, rows=len(chunk))

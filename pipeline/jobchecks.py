@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, get_args
 from pipeline.jobyaml import Keys
 from schemas.auth import AUTHS, AkSkAuth, AppKeyAuth, TokenAuth
 from schemas.job import OUR_COLUMNS, InputFormat, Job, leaves
-from schemas.options import OPTIONS, FileOptions, JsonOptions, ModelArtsOptions, Options
+from schemas.options import OPTIONS, FileOptions, JsonOptions, MindSporeOptions, ModelArtsOptions, Options
 from schemas.template import flattens_answers, one_row
 from schemas.values import shown
 
@@ -212,12 +212,27 @@ def _carried(job: Job) -> Iterator[Problem]:
             yield (*_OPTIONS, "form"), "a websocket's message is the file alone; leave it out"
         if options.message == "json":
             yield (*_OPTIONS, "message"), "'json' is text, and a file is bytes; allowed: binary"
+    elif isinstance(options, MindSporeOptions) and way != "http":
+        yield ("service", "transport"), f"protocol {job.service.protocol} goes over http alone, and it is {way}"
+
+
+def _addressed(job: Job) -> Iterator[Problem]:
+    """See that URL and options make the address of a method."""
+    from pipeline.mindspore import misaddressed
+
+    options = job.service.options
+    if isinstance(options, MindSporeOptions):
+        if job.service.contract is not None:
+            yield ("service", "schema"), f"protocol {job.service.protocol} has none; leave it out"
+        found = dict.fromkeys(one for url in job.service.url for one in misaddressed(url, options))
+        for name, what in found:
+            yield ("service", "url") if name == "url" else (*_OPTIONS, name), what
 
 
 def _chosen(job: Job) -> Iterator[Problem]:
     """Refuse keys that choose columns where the protocol's options do."""
     options = job.service.options
-    if isinstance(options, ModelArtsOptions):
+    if not isinstance(options, FileOptions | JsonOptions):
         return
     place = "a template" if job.service.protocol == "json" else "service.options"
     for key in ("send", "rename"):
@@ -265,7 +280,7 @@ def _tls(job: Job) -> Iterator[Problem]:
 
 def _contract(job: Job) -> Iterator[Problem]:
     """See that requests have the form that the model package says."""
-    if job.service.contract is None:
+    if job.service.contract is None or isinstance(job.service.options, MindSporeOptions):
         return
     from pipeline.contract import inputs, rows_of, strange_keys
 
@@ -307,6 +322,7 @@ _CHECKS: Final[tuple[Callable[[Job], Iterator[Problem]], ...]] = (
     _rate,
     _signed,
     _transport,
+    _addressed,
     _chosen,
     _form,
     _flattened,

@@ -124,16 +124,16 @@ def _cut(column: Any, items: Form) -> Converted:
     valid = _valid(column)
     if not valid.any():
         return Converted([None] * len(column), {})
-    starts, stops = _borders(column)
+    starts, stops = borders(column)
     low, high = int(starts[valid].min()), int(stops[valid].max())
     starts, stops = np.where(valid, starts - low, 0), np.where(valid, stops - low, 0)  # a null may span anything
     values, faults = items(column.values.slice(low, high - low))
-    borders = zip(starts.tolist(), stops.tolist(), valid.tolist(), strict=True)
-    rows = [values[start:stop] if there else None for start, stop, there in borders]
+    places = zip(starts.tolist(), stops.tolist(), valid.tolist(), strict=True)
+    rows = [values[start:stop] if there else None for start, stop, there in places]
     return Converted(rows, _lifted(faults, starts, stops))
 
 
-def _borders(column: Any) -> tuple[Int64s, Int64s]:
+def borders(column: Any) -> tuple[Int64s, Int64s]:
     """Return where each list starts and stops in the column's values."""
     if types.is_fixed_size_list(column.type):
         size = column.type.list_size

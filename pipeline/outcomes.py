@@ -63,15 +63,16 @@ class Part(NamedTuple):
 def parts_of(scored: Scored, answers: Answers) -> Iterator[Part]:
     """Take what is written of a request: its rows whose answers fit, as many as follow each other at a time."""
     chunk, latency = scored.chunk, round(scored.seconds * 1000, 3)
-    for before, stop in pairwise([-1, *sorted(answers.faults), len(chunk)]):
-        start, count = before + 1, stop - before - 1
+    for before, behind in pairwise([-1, *sorted(answers.faults), len(answers.values)]):
+        at, count = before + 1, behind - before - 1
+        start, stop = scored.first + at, scored.first + behind
         if count:
             yield Part(
                 start,
                 chunk.source_rows[start:stop],
                 chunk.row_uuids.slice(start, count),
                 chunk.keep.slice(start, count),
-                answers.values.slice(start, count),
+                answers.values.slice(at, count),
                 None if chunk.uris is None else chunk.uris.slice(start, count),
                 chunk.uuid,
                 scored.attempts,
@@ -140,7 +141,9 @@ class Letters:
         for position, fault in sorted(faults.items()):
             message = f"{fault}; the answer is {scored.answers[position].as_py()}"
             attempt = Attempt(scored.at.astimezone(UTC).isoformat(), "mismatch", _OK, message=fault)
-            yield from self._sent(scored.chunk, [position], "mismatch", _OK, None, message, (*scored.history, attempt))
+            yield from self._sent(
+                scored.chunk, [scored.first + position], "mismatch", _OK, None, message, (*scored.history, attempt)
+            )
 
     def _sent(
         self,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import jmespath
 
+from pipeline.mindspore import MindSpore
 from pipeline.modelarts import ModelArts
 from pipeline.multipart import Messages, Multipart
 from pipeline.pack import MAX_ROWS
@@ -22,6 +23,7 @@ ADAPTERS: Final[Mapping[str, Callable[[Any, str], Adapter]]] = {
     "modelarts": lambda options, _: ModelArts(options),
     "file": Multipart,
     "json": lambda options, _: Template(options),
+    "mindspore": lambda options, _: MindSpore(options),
 }
 """By `service.protocol`: what makes an adapter of `service.options` and a boundary."""
 

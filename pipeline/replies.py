@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,13 @@ UNREADABLE: Final = (DecodeError, UnicodeDecodeError, RecursionError)  # Validat
 
 _FAMILY: Final = "MR."
 _SUCCEEDED: Final = "MR.0100"
+
+
+class Partly(NamedTuple):
+    """A success of some rows: `answers` has a text for each, which is none at the positions that `failed`, in order."""
+
+    answers: pa.Array[Any]
+    failed: tuple[int, ...]
 
 
 class _Erring(Struct):

@@ -108,6 +108,11 @@ class Bound:
         if not self._bad:
             self._open = min(max(self._open, STRIDE * size), self._upper)
 
+    def cap(self, upper: int) -> None:
+        """Note that no request may be larger: there is nothing to find out."""
+        self._upper = min(self._upper, upper)
+        self._open, self._good, self._bad = min(self._open, upper), min(self._good, upper), 0
+
     def refused(self, size: int) -> None:
         """Note that a request of this size did not go, and perhaps for its size."""
         vain = 0 < self._bad <= size
@@ -249,9 +254,14 @@ class Sizing:
         self._times.late(rows, 2 * self._half)
         self._foreseen = self._times.rows(self._half)
 
-    def too_large(self, rows: int, size: int) -> None:
-        """Learn from a request refused for its size. A single row cannot be cut: it is its own trouble."""
-        if rows > 1:
+    def too_large(self, rows: int, size: int, most: int | None = None) -> None:
+        """Learn from a request refused for its size. A single row cannot be cut: it is its own trouble.
+
+        `most` is what the service says that it takes.
+        """
+        if most is not None and most < size:
+            self._body.cap(most)
+        elif rows > 1:
             self._body.refused(size)
 
     def divided(self, rows: int) -> None:

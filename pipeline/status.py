@@ -35,13 +35,17 @@ By = Literal["gateway", "dispatcher", "model"]
 
 
 class Fault(NamedTuple):
-    """An answer that is not a success, in the service's own words; `by` is None where nobody can tell."""
+    """An answer that is not a success, in the service's own words; `by` is None where nobody can tell.
+
+    `most_bytes` is the largest body that the service says it takes.
+    """
 
     action: Action
     status: int | None
     code: str | None
     message: str
     by: By | None = None
+    most_bytes: int | None = None
 
 
 SUCCESS: Final = frozenset({200, 201})

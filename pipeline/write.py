@@ -93,14 +93,16 @@ class RangeWriter:
 
     def _add(self, to: _Object, outcome: Outcome) -> None:
         attempts = outcome.attempts if isinstance(outcome, Scored) else len(outcome.history)
-        to.requests += attempts + outcome.before.requests
-        to.sent += attempts * len(outcome.chunk.body) + outcome.before.size
+        counted = isinstance(outcome, Scored) and outcome.further
+        if not counted:
+            to.requests += attempts + outcome.before.requests
+            to.sent += attempts * len(outcome.chunk.body) + outcome.before.size
         if isinstance(outcome, Scored):
             answers = answers_of(outcome, self._fields)
             for part in parts_of(outcome, answers):
                 to.score(part)
             to.bury(self._letters.misfit(outcome, answers.faults))
-            to.received += outcome.received
+            to.received += 0 if counted else outcome.received
         else:
             to.bury(self._letters.failed(outcome))
 

@@ -125,7 +125,7 @@ class Service(Part):
 
     url: Annotated[Urls, marked("place", "The full URL to call, custom path included; or a list to balance over.")]
     protocol: Annotated[
-        Literal["modelarts", "file", "json"], marked("answers", "The form of requests and replies.")
+        Literal["modelarts", "file", "json", "mindspore"], marked("answers", "The form of requests and replies.")
     ] = "modelarts"
     transport: Annotated[
         Literal["http", "sse", "websocket"] | None,

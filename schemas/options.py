@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from schemas.fields import Flag, Form, JmesPath, MaybeCount, Part, Template, Text, marked
+from schemas.values import url_name
 
 if TYPE_CHECKING:
     from pydantic import ValidationInfo
@@ -65,12 +66,31 @@ class JsonOptions(Options):
     method: Annotated[Literal["POST", "PUT"], marked("answers", "The HTTP method.")] = "POST"
 
 
-AnyOptions = ModelArtsOptions | FileOptions | JsonOptions
+TensorType = Literal[
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "float16", "float32", "float64", "fp16", "fp32", "fp64", "bool", "str", "bytes",
+]  # fmt: skip
+UrlName = Annotated[str, BeforeValidator(url_name), WithJsonSchema({"type": "string", "pattern": r"^[^/:?#%\s]+$"})]
+
+
+class MindSporeOptions(Options):
+    """A method of a servable, where `service.url` is the server's base; and how columns travel."""
+
+    model: Annotated[UrlName | None, marked("answers", "The servable's name.")] = None
+    version: Annotated[MaybeCount | None, marked("answers", "Its version; default: the newest.")] = None
+    method: Annotated[UrlName | None, marked("answers", "The method's name.")] = None
+    types: Annotated[
+        dict[str, TensorType], marked("answers", "Column -> type: sent as base64 tensors of that type, with shape.")
+    ] = Field(default_factory=dict)
+
+
+AnyOptions = ModelArtsOptions | FileOptions | JsonOptions | MindSporeOptions
 
 OPTIONS: Final[dict[str, type[Options]]] = {
     "modelarts": ModelArtsOptions,
     "file": FileOptions,
     "json": JsonOptions,
+    "mindspore": MindSporeOptions,
 }
 """By `service.protocol`."""
 

@@ -39,6 +39,7 @@ _SUFFIXES: Final = {
     ".manifest": "manifest",
 }
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_URL_NAME: Final = re.compile(r"[^/:?#%\s]+\Z")
 _SHOWN: Final = 80
 
 
@@ -62,6 +63,13 @@ def text(value: object) -> str:
             f"{shown(value)} is not allowed; allowed: text that is not empty, without control characters"
         )
     return value
+
+
+def url_name(value: object) -> str:
+    """Read a name that stands in a URL's path."""
+    if not _URL_NAME.match(text(value)):
+        raise InvalidValueError(f"{shown(value)} is not a name in a URL; allowed: text without / : ? # % and blanks")
+    return str(value)
 
 
 def texts(value: object) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ PROTOCOLS = {
     "modelarts": "{}",
     "file": "{field: images}",
     "json": "{body: {image: {$base64: content}}}",
+    "mindspore": "{model: lenet, method: predict}",
 }
 
 
@@ -162,7 +163,7 @@ WRONG_VALUES = [
     (
         "service.protocol",
         "modelart",
-        "'modelart' is not allowed; did you mean 'modelarts'? allowed: modelarts, file, json",
+        "'modelart' is not allowed; did you mean 'modelarts'? allowed: modelarts, file, json, mindspore",
     ),
     ("service.options.wrap", "x", f"unknown key; did you mean 'wrapper'? allowed: wrapper, meta, {TRANSPORT_KEYS}"),
     ("service.options.wrapper", "row", "'row' is not allowed; allowed: data, none"),
@@ -671,7 +672,7 @@ def test_every_key_is_marked(make):
     jobs += [make(sets={"service.protocol": name, "service.options": options}) for name, options in PROTOCOLS.items()]
 
     def paths(value, prefix=""):
-        held = {"params", "columns", "rename", "headers", "prediction", "form", "body"} - (
+        held = {"params", "columns", "rename", "headers", "prediction", "form", "body", "types"} - (
             {"body"} if prefix == "service.limits." else set()
         ) | ({"options"} if prefix == "runner." else set())
         for key, one in value.items():
@@ -692,6 +693,7 @@ def test_the_marks_are_those_of_the_contract():
         *(f"service.{key}" for key in ("protocol", "schema", "version")),
         *(f"service.options.{key}" for key in ("wrapper", "meta", "field", "form", "part_type", "content")),
         *(f"service.options.{key}" for key in ("body", "answer", "method", "events")),
+        *(f"service.options.{key}" for key in ("model", "version", "types")),
         "output.format",
         "output.prediction",
     }

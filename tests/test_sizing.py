@@ -343,3 +343,14 @@ def test_bounds_are_sane_after_anything_and_a_healthy_service_mends_them(events,
         world.time += 10
         world.run(requests=len(world.sent) + 1)
     assert world.offered() == MOST
+
+
+def test_a_limit_that_the_service_tells_is_kept_at_once():
+    """There is nothing to find out: no larger body goes, and one of just that size does."""
+    sizing = Sizing(rows=100, body=12_000_000, timeout=40.0, clock=lambda: 0.0, trial=False)
+    sizing.too_large(50, 5_000_000, 1_048_576)
+    assert sizing.offer().body == 1_048_576
+    assert sizing.admit(10, 1_048_576) is None
+    assert sizing.admit(10, 1_048_577).body == 1_048_576
+    sizing.answered(10, 1_000_000, 0.1)
+    assert sizing.offer().body == 1_048_576

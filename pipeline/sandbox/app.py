@@ -14,7 +14,9 @@ from pipeline.sandbox.digits import Digits
 from pipeline.sandbox.iam import Denied, authenticate, document
 from pipeline.sandbox.infer import DIRECT, Service, World
 from pipeline.sandbox.iris import Iris
+from pipeline.sandbox.mindspore import MindSpore
 from pipeline.sandbox.replies import Refusal, not_allowed, reply
+from pipeline.sandbox.servables import SERVABLES
 from pipeline.sandbox.sockets import Pictures, Sockets, refuse
 from pipeline.sandbox.streams import Streaming
 from pipeline.sandbox.text import Text
@@ -65,6 +67,7 @@ def build(options: Options) -> ASGIApp:
     ]
     routes = [
         *services,
+        *(Route(f"/{first}/{{rest:path}}", MindSpore(world, SERVABLES)) for first in ("model", "version")),
         Mount(DIRECT, Router(services, redirect_slashes=False, default=_unknown)),
         Route("/v3/auth/tokens", Endpoint("GET", _validation_endpoint(world)), methods=["GET"]),
         Route("/v3/auth/tokens", Endpoint("POST", _token_endpoint(world))),

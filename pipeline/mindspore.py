@@ -1,0 +1,216 @@
+"""The MindSpore Serving protocol: `{"instances": [{input: value}, ...]}` to `/model/NAME[/version/V]:METHOD`.
+
+Its status is always 200: success is told by the body. An instance whose model call failed has an `error_msg` in its
+place; one at the top says that the request was not read, that all instances failed alike, or that the server itself
+has trouble. 1.1.0 calls it `error_message`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec.json import Decoder
+
+from pipeline.encode import data_columns, encoded_lines, json_of, wire_names
+from pipeline.errors import JobError
+from pipeline.instances import instance_form
+from pipeline.jsonform import row_of, rows_of
+from pipeline.pack import MAX_ROWS
+from pipeline.replies import OK, UNREADABLE, Partly, misfit, texts
+from pipeline.status import Action, Fault, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import pyarrow as pa
+
+    from pipeline.encode import Encoded
+    from schemas.job import Input
+    from schemas.options import MindSporeOptions
+
+_WHOLE: Final = re.compile(r"/(version/\d+/)?model/[^/:]+(/version/\d+)?:[^/:]+\Z")
+
+
+class _Reply(Struct):
+    instances: list[Raw] | UnsetType = UNSET
+    error_msg: str | None = None
+    error_message: str | None = None
+
+
+class _Failed(Struct):
+    error_msg: str | UnsetType = UNSET
+    error_message: str | UnsetType = UNSET
+
+    @property
+    def text(self) -> str | None:
+        """What the server says of the instance, if it failed."""
+        text = self.error_msg if self.error_msg is not UNSET else self.error_message
+        return None if text is UNSET else text
+
+
+_REPLY: Final = Decoder(_Reply)
+_FAILED: Final = Decoder(_Failed)
+_OUTPUTS: Final = Decoder(dict[str, Raw])
+
+_BY_TEXT: Final = tuple(
+    (re.compile(text, re.IGNORECASE), action)
+    for text, action in (
+        (r"serving error: enqueued requests count exceeds", Action.SLOWER),
+        (r"request servable.*servable is not available", Action.SLOWER),  # its worker has died, or the name is wrong
+        (r"request servable.*method is not available", Action.STOP),
+        (r"please check url", Action.STOP),
+        (r"http message only support post", Action.STOP),
+        (r"cannot find input ", Action.STOP),  # all rows have the same inputs
+        (r"http message is bigger than \d+", Action.TOO_LARGE),
+        (r"time ?out\b", Action.TIMEOUT),
+    )
+)
+"""How texts begin; all others are about what was sent. 1.1 puts `Predict failed, ` in front of some."""
+
+_BIGGER: Final = re.compile(r"bigger than (\d+)")
+
+
+class MindSpore:
+    """Frames rows as instances, and reads one JSON text a row out of the reply."""
+
+    content_type = "application/json"
+    method = "POST"
+    most_rows = MAX_ROWS
+
+    def __init__(self, options: MindSporeOptions) -> None:
+        self._options = options
+
+    def address(self, url: str) -> str:
+        """Return the URL to call: the one that is given if it names a method, else what the options make of it."""
+        return url if _names_method(url) else url.rstrip("/") + path_of(self._options)
+
+    def named(self, given: Input) -> Mapping[str, Sequence[str]]:
+        """Return the columns that the job file says are sent, or have a type."""
+        return {"input.send": given.send or (), "service.options.types": tuple(self._options.types)}
+
+    def columns(self, given: Input, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the columns that are sent of those that there are."""
+        return data_columns(given, names)
+
+    def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> InstanceEncoder:
+        """Return what encodes rows, each as one instance."""
+        return InstanceEncoder(given, schema, send, self._options.types)
+
+    def frame(self, uuid: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - there is no place for it
+        """Return what stands before and behind the comma-separated rows of a body."""
+        return b'{"instances":[', b"]}"
+
+    def read(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        uuid: str,  # noqa: ARG002
+        rows: int,
+    ) -> pa.Array[Any] | Partly | Fault:
+        """Return the rows' answers as JSON texts, in order; those that there are; or why there are none."""
+        if status != OK:
+            return judge(status, headers, body)
+        try:
+            reply = _REPLY.decode(body)
+            error = reply.error_msg if reply.error_msg is not None else reply.error_message
+            if error is not None:
+                return fault_of(error)
+            if reply.instances is UNSET:
+                return misfit(status, "the reply has neither instances nor error_msg")
+            if len(reply.instances) != rows:
+                return misfit(status, f"{rows} rows were sent, {len(reply.instances)} instances came back")
+            return _answers(reply.instances, body)
+        except UNREADABLE as error:
+            return misfit(status, f"the reply cannot be read: {error}")
+
+
+def _answers(instances: list[Raw], body: bytes) -> pa.Array[Any] | Partly | Fault:
+    """Tell answers from failures: a request of which no row has an answer is a failure as a whole."""
+    failed: dict[int, str] = {}
+    if b'"error_m' in body:
+        said = ((position, _FAILED.decode(one).text) for position, one in enumerate(instances))
+        failed = {position: text for position, text in said if text is not None}
+    if len(failed) == len(instances):
+        return fault_of(failed[0])
+    shown = [_plain(one) for one in instances] if b'"b64"' in body else instances
+    answers = texts(OK, shown)
+    return answers if isinstance(answers, Fault) or not failed else Partly(answers, tuple(failed))
+
+
+def _plain(instance: Raw) -> Raw | bytes:
+    """Return an answer with bytes as all answers have them: as base64 text. All else stays as it stands."""
+    outputs = _OUTPUTS.decode(instance)
+    found = {name: _text_of(value) for name, value in outputs.items() if bytes(value).lstrip().startswith(b"{")}
+    return json_of({**outputs, **{name: text for name, text in found.items() if text is not None}})
+
+
+def _text_of(value: Raw) -> str | None:
+    content = msgspec.json.decode(value)
+    only = content.get("b64") if len(content) == 1 else None
+    return only if isinstance(only, str) else None
+
+
+def fault_of(text: str) -> Fault:
+    """Say what a server's `error_msg` means."""
+    told = " ".join(text.split())[:500] or "an empty error_msg"
+    words = told.removeprefix("Predict failed, ")
+    action = next((action for pattern, action in _BY_TEXT if pattern.match(words)), Action.REJECT)
+    bound = _BIGGER.search(words) if action is Action.TOO_LARGE else None
+    return Fault(action, OK, None, told, "model", int(bound[1]) if bound else None)
+
+
+class InstanceEncoder:
+    """Encodes rows as instances. Raises JobError for columns that the server has no type for."""
+
+    def __init__(self, given: Input, schema: pa.Schema, send: Sequence[str], declared: Mapping[str, str]) -> None:
+        unsent = [name for name in declared if name not in send]
+        if unsent:
+            raise JobError(f"service.options.types: column {unsent[0]!r} is not sent; leave it out")
+        self._send = tuple(send)
+        reject = given.nan == "reject"
+        self._forms = [instance_form(schema.field(name), declared.get(name), reject_nan=reject) for name in send]
+        self._row = row_of(wire_names(send, given.rename))
+
+    def encode(self, batch: pa.RecordBatch, row_uuids: pa.Array[Any] | None = None) -> Encoded:  # noqa: ARG002
+        """Encode all rows of the batch, in order."""
+        columns = [form(batch.column(name)) for name, form in zip(self._send, self._forms, strict=True)]
+        return encoded_lines(rows_of(self._row, self._send, columns, batch.num_rows))
+
+
+def _names_method(url: str) -> bool:
+    return bool(_WHOLE.search(urlsplit(url).path))
+
+
+def path_of(options: MindSporeOptions) -> str:
+    """Return the path of a method.
+
+    The server takes a version from behind the first `version` in the path: where the model's name has it, the version
+    must come first, and 0 is the newest.
+    """
+    version = "" if options.version is None else f"/version/{options.version}"
+    if "version" in (options.model or ""):
+        return f"{version or '/version/0'}/model/{options.model}:{options.method}"
+    return f"/model/{options.model}{version}:{options.method}"
+
+
+def misaddressed(url: str, options: MindSporeOptions) -> Iterator[tuple[str, str]]:
+    """Say (option, or url; what is wrong) of a URL and options that do not make one address."""
+    parts = urlsplit(url)
+    if parts.query or parts.fragment:
+        yield "url", "MindSpore Serving takes a query for a part of the method's name; allowed: none"
+    elif _names_method(url):
+        for name in ("model", "version", "method"):
+            if getattr(options, name) is not None:
+                yield name, "service.url names the method already; leave it out, or give the server's base as the URL"
+    elif ":" in parts.path:
+        yield "url", f"{parts.path!r} is not a method; allowed: /model/NAME[/version/V]:METHOD, or the server's base"
+    else:
+        for name in ("model", "method"):
+            if getattr(options, name) is None:
+                yield name, "missing; required where service.url is not the whole /model/NAME[/version/V]:METHOD"
