@@ -41,6 +41,9 @@ class Adapter(Protocol):
     def most_rows(self) -> int:
         """How many rows a request may have at the most."""
 
+    def address(self, url: str) -> str:
+        """Return the URL to call, where `service.url` has this one: itself, or a base with the protocol's path."""
+
     def named(self, given: Input) -> Mapping[str, Sequence[str]]:
         """Return the columns that every input file must have to be sent, by the key of the job file that names them."""
 

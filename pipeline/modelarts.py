@@ -59,6 +59,10 @@ class ModelArts:
         self._meta = options.meta
         self._wrapped = options.wrapper == "data"
 
+    def address(self, url: str) -> str:
+        """Return the URL to call, which is the one that is given."""
+        return url
+
     def named(self, given: Input) -> Mapping[str, Sequence[str]]:
         """Return the columns that the job file says are sent, by the key that does."""
         return {"input.send": given.send or ()}

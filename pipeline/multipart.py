@@ -48,6 +48,10 @@ class Multipart:
         self._boundary = boundary
         self.content_type = f"multipart/form-data; boundary={boundary}"
 
+    def address(self, url: str) -> str:
+        """Return the URL to call, which is the one that is given."""
+        return url
+
     def named(self, given: Input) -> Mapping[str, Sequence[str]]:  # noqa: ARG002 - the options say
         """Return the columns that the options name."""
         form = [one["$column"] for one in self._options.form.values() if isinstance(one, dict)]

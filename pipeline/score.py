@@ -310,10 +310,11 @@ def _caller(
     stop: Callable[[BulkscoreError], None],
 ) -> Caller:
     service = job.service
+    urls = [adapter.address(url) for url in service.url]
     setting = Setting(
         adapter=adapter,
         retry=job.retry,
-        url=service.url[0],
+        url=urls[0],
         clock=shared_clock(),
         now=lambda: datetime.now(UTC),
         rng=random.Random(),  # noqa: S311 - jitter
@@ -330,7 +331,7 @@ def _caller(
         auth=auth,
         headers=headers,
         limits=service.limits.model_copy(update={"rows": most_rows(service)}),
-        urls=service.url,
+        urls=urls,
         rate=service.limits.rate.per_second / job.runner.workers if service.limits.rate else None,
         stopping=stopping,
         progress=progress,

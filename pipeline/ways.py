@@ -48,7 +48,7 @@ def _http(service: Service, options: dict[str, Any]) -> Way:
 
 def _sse(service: Service, options: dict[str, Any]) -> Way:
     text = service.protocol == "json"
-    form = service.options.events or ("joined" if text else "last")
+    form = service.options.events or ("all" if service.protocol == "openai-chat" else "joined" if text else "last")
     gather = partial(body_of, form=form, text=text, pick=picker_of(service))
     return EventStreams(gather=gather, connections=service.limits.in_flight, **options)
 

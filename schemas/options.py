@@ -1,4 +1,4 @@
-"""The protocols' options (`service.options`), and those of the transports that any protocol may use."""
+"""The protocols' options (`service.options`)."""
 
 from __future__ import annotations
 
@@ -6,28 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
-from schemas.fields import Flag, Form, JmesPath, MaybeCount, Part, Template, Text, marked
+from schemas.fields import Flag, Form, JmesPath, Template, Text, marked
+from schemas.servers import (
+    ChatOptions,
+    EmbeddingsOptions,
+    KServeOptions,
+    MlflowOptions,
+    TensorFlowOptions,
+    TorchServeOptions,
+)
+from schemas.transported import Options
 
 if TYPE_CHECKING:
     from pydantic import ValidationInfo
-
-
-class Options(Part):
-    """What any protocol has, by its transport."""
-
-    events: Annotated[
-        Literal["joined", "last", "all"] | None,
-        marked("answers", "What of a stream of events (sse) is the answer; default: as the protocol needs it."),
-    ] = None
-    message: Annotated[
-        Literal["json", "binary"] | None,
-        marked(
-            "place", "How a request travels over a websocket: as text, or as bytes; default: as the protocol has it."
-        ),
-    ] = None
-    greeting: Annotated[
-        MaybeCount, marked("place", "Messages that a websocket service says first, and that answer nothing.")
-    ] = 0
 
 
 class ModelArtsOptions(Options):
@@ -65,12 +56,28 @@ class JsonOptions(Options):
     method: Annotated[Literal["POST", "PUT"], marked("answers", "The HTTP method.")] = "POST"
 
 
-AnyOptions = ModelArtsOptions | FileOptions | JsonOptions
+AnyOptions = (
+    ModelArtsOptions
+    | FileOptions
+    | JsonOptions
+    | KServeOptions
+    | ChatOptions
+    | EmbeddingsOptions
+    | TensorFlowOptions
+    | MlflowOptions
+    | TorchServeOptions
+)
 
 OPTIONS: Final[dict[str, type[Options]]] = {
     "modelarts": ModelArtsOptions,
     "file": FileOptions,
     "json": JsonOptions,
+    "kserve": KServeOptions,
+    "openai-chat": ChatOptions,
+    "openai-embeddings": EmbeddingsOptions,
+    "tensorflow": TensorFlowOptions,
+    "mlflow": MlflowOptions,
+    "torchserve": TorchServeOptions,
 }
 """By `service.protocol`."""
 
