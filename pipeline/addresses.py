@@ -37,6 +37,11 @@ PATHS: Final[Mapping[str, Path]] = {
         ),
         "/v1/models/NAME:predict",
     ),
+    "open-inference": Path(
+        r"/infer$",
+        ("/v2/models/{model}/versions/{version}/infer", "/v2/models/{model}/infer"),
+        "/v2/models/NAME/infer",
+    ),
     "torchserve": Path(
         r"/predictions/[^/]|:predict$|/invocations$",
         ("/predictions/{model}/{version}", "/predictions/{model}"),

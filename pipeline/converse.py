@@ -56,6 +56,9 @@ class Adapter(Protocol):
     def frame(self, uuid: str) -> tuple[bytes, bytes]:
         """Return what stands before and behind the comma-separated rows; the same lengths for every uuid."""
 
+    def wire(self, body: bytes) -> bytes:
+        """Return a framed body as it is sent: itself, or in the protocol's own order, and then never longer."""
+
     def read(
         self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int
     ) -> pa.Array[Any] | Fault:

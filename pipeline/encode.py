@@ -95,7 +95,7 @@ class RowEncoder:
     ) -> None:
         self._send = tuple(send)
         self._forms = [column_form(schema.field(name), key, reject_nan=reject_nan, b64=b64) for name in send]
-        self._row = row_of(_wire_names(send, rename))
+        self._row = row_of(wire_names(send, rename))
 
     def encode(self, batch: pa.RecordBatch, row_uuids: pa.Array[Any] | None = None) -> Encoded:  # noqa: ARG002
         """Encode all rows of the batch, in order."""
@@ -130,7 +130,7 @@ def _utf8(form: Form) -> Form:
     return encoded
 
 
-def _wire_names(send: Iterable[str], rename: Mapping[str, str]) -> list[str]:
+def wire_names(send: Iterable[str], rename: Mapping[str, str]) -> list[str]:
     """Return the names that the service sees, which must differ."""
     senders: dict[str, str] = {}
     for column in send:

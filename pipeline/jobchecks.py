@@ -11,7 +11,7 @@ from pipeline.serverchecks import server_problems
 from schemas.auth import AUTHS, AkSkAuth, AppKeyAuth, TokenAuth
 from schemas.job import OUR_COLUMNS, InputFormat, Job, leaves
 from schemas.options import OPTIONS, FileOptions, JsonOptions, ModelArtsOptions
-from schemas.servers import ChatOptions, RowsOptions
+from schemas.servers import ChatOptions, OpenInferenceOptions, RowsOptions
 from schemas.template import one_row
 from schemas.transported import Options
 from schemas.values import shown
@@ -220,7 +220,7 @@ def _carried(job: Job) -> Iterator[Problem]:
 def _chosen(job: Job) -> Iterator[Problem]:
     """Refuse keys that choose columns where the protocol's options do."""
     options = job.service.options
-    if isinstance(options, ModelArtsOptions | RowsOptions):
+    if isinstance(options, ModelArtsOptions | RowsOptions | OpenInferenceOptions):
         return
     place = "a template" if job.service.protocol == "json" else "service.options"
     for key in ("send", "rename"):

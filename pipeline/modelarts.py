@@ -81,6 +81,10 @@ class ModelArts:
         before, behind = ('"data":{"req_data":[', "]}}") if self._wrapped else ('"req_data":[', "]}")
         return f"{{{meta}{before}".encode(), behind.encode()
 
+    def wire(self, body: bytes) -> bytes:
+        """Return a body as it is sent: as it was framed."""
+        return body
+
     def read(
         self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int
     ) -> pa.Array[Any] | Fault:

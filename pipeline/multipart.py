@@ -73,6 +73,10 @@ class Multipart:
         """Return nothing: a row is a whole body."""
         return b"", b""
 
+    def wire(self, body: bytes) -> bytes:
+        """Return a body as it is sent: as it was framed."""
+        return body
+
     def read(
         self,
         status: int,

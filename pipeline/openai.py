@@ -20,8 +20,7 @@ from pipeline.addresses import address
 from pipeline.encode import json_of
 from pipeline.jsonform import form_of
 from pipeline.replies import OK, UNREADABLE, misfit, texts
-from pipeline.rowlists import judged_success
-from pipeline.servers import around, counted, finite, judged
+from pipeline.servers import around, counted, finite, judged, without
 from pipeline.template import TemplateEncoder
 from schemas.template import columns
 
@@ -74,6 +73,10 @@ class _Templated:
         """Return what stands before and behind the comma-separated rows of a body."""
         return self._frame
 
+    def wire(self, body: bytes) -> bytes:
+        """Return a body as it is sent: as it was framed."""
+        return body
+
     def read(
         self,
         status: int,
@@ -90,7 +93,7 @@ class _Templated:
             return self._answers(status, finite(body), rows)
         except UNREADABLE as error:
             if body.lstrip()[:1] == b"{" and b'"error"' in body:
-                return judged_success(_FAMILY, status, body, self.answers)
+                return without(_FAMILY, status, body, self.answers)
             return misfit(status, f"the reply cannot be read: {error}")
 
     def _answers(self, status: int, body: bytes, rows: int) -> pa.Array[Any] | Fault:

@@ -10,6 +10,7 @@ import jmespath
 from pipeline.modelarts import ModelArts
 from pipeline.multipart import Messages, Multipart
 from pipeline.openai import Chat, Embeddings
+from pipeline.openinference import OpenInference
 from pipeline.pack import MAX_ROWS
 from pipeline.rowlists import DIALECTS, RowLists
 from pipeline.template import Template
@@ -30,6 +31,7 @@ ADAPTERS: Final[Mapping[str, Callable[[Any, str], Adapter]]] = {
     "modelarts": lambda options, _: ModelArts(options),
     "file": Multipart,
     "json": lambda options, _: Template(options),
+    "open-inference": lambda options, _: OpenInference(options),
     "openai-chat": lambda options, _: Chat(options),
     "openai-embeddings": lambda options, _: Embeddings(options),
     **{name: partial(_row_lists, name) for name in DIALECTS},

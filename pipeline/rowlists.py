@@ -13,7 +13,7 @@ from pipeline.encode import RowEncoder, data_columns
 from pipeline.errors import JobError
 from pipeline.pack import MAX_ROWS
 from pipeline.replies import OK, UNREADABLE, misfit, texts
-from pipeline.servers import around, counted, decoded_list, decoded_object, finite, judged
+from pipeline.servers import around, counted, decoded_list, decoded_object, finite, judged, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -83,6 +83,10 @@ class RowLists:
         """Return what stands before and behind the comma-separated rows of a body."""
         return self._frame
 
+    def wire(self, body: bytes) -> bytes:
+        """Return a body as it is sent: as it was framed."""
+        return body
+
     def read(
         self,
         status: int,
@@ -100,7 +104,7 @@ class RowLists:
         except UNREADABLE as error:
             return misfit(status, f"the reply cannot be read: {error}")
         if answers is None:
-            return judged_success(self._protocol, status, body, self._dialect.answers)
+            return without(self._protocol, status, body, self._dialect.answers)
         return counted(status, answers, rows) or texts(status, answers)
 
     def _answers(self, body: bytes) -> Sequence[Any] | None:
@@ -108,13 +112,6 @@ class RowLists:
             return decoded_list(body)
         found = decoded_object(body).get(self._dialect.answers)
         return None if found is None else decoded_list(found)
-
-
-def judged_success(protocol: str, status: int, body: bytes, key: str) -> Fault:
-    """Say why a reply without answers is none, in the server's words where it has some."""
-    said = judged(protocol, 500, {}, body)
-    told = "" if said.message.startswith("HTTP 500") else f": {said.message}"
-    return misfit(status, f"the reply has no {key!r}{told}")
 
 
 class RowFormEncoder(RowEncoder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from pipeline.addresses import PATHS, whole
-from schemas.servers import ChatOptions, EmbeddingsOptions, MlflowOptions, RowsOptions
+from schemas.servers import ChatOptions, EmbeddingsOptions, MlflowOptions, OpenInferenceOptions, RowsOptions
 from schemas.values import shown
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _OPTIONS: Final = ("service", "options")
 
 def server_problems(job: Job) -> Iterator[tuple[Keys, str]]:
     """Yield what does not fit together where the protocol is a common model server's."""
-    if not isinstance(job.service.options, RowsOptions | ChatOptions | EmbeddingsOptions):
+    if not isinstance(job.service.options, RowsOptions | OpenInferenceOptions | ChatOptions | EmbeddingsOptions):
         return
     yield from _address(job)
     if isinstance(job.service.options, RowsOptions):

@@ -15,7 +15,7 @@ from msgspec import Raw
 from msgspec.json import Decoder
 
 from pipeline.encode import json_of
-from pipeline.replies import UNREADABLE
+from pipeline.replies import UNREADABLE, misfit
 from pipeline.status import Action, Fault, judge
 
 if TYPE_CHECKING:
@@ -34,11 +34,12 @@ class Sign(NamedTuple):
     action: Action
 
 
+_VALUES: Final = Sign(500, r"^(ValueError|TypeError|KeyError|IndexError) ?:", Action.REJECT)
+"""A Python exception about the values that a model was given, in KServe's words."""
+
 SIGNS: Final[Mapping[str, tuple[Sign, ...]]] = {
-    "kserve": (
-        # a Python exception about the values that it was given
-        Sign(500, r"^(ValueError|TypeError|KeyError|IndexError) ?:", Action.REJECT),
-    ),
+    "kserve": (_VALUES,),
+    "open-inference": (_VALUES,),
     "tensorflow": (
         Sign(409, "", Action.RETRY),  # aborted
         Sign(499, "", Action.RETRY),  # cancelled
@@ -70,6 +71,13 @@ def judged(protocol: str, status: int, headers: Mapping[str, str], body: bytes) 
         if sign.status == status and any(re.search(sign.text, one or "") for one in (fault.code, fault.message)):
             return fault._replace(action=sign.action)
     return fault
+
+
+def without(protocol: str, status: int, body: bytes, key: str) -> Fault:
+    """Say why a reply without answers is none, in the server's words where it has some."""
+    said = judged(protocol, 500, {}, body)
+    told = "" if said.message.startswith("HTTP 500") else f": {said.message}"
+    return misfit(status, f"the reply has no {key!r}{told}")
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -139,4 +147,4 @@ def counted(status: int, answers: Sequence[Any], rows: int) -> Fault | None:
     """Return the fault of a reply that has not one answer a row."""
     if len(answers) == rows:
         return None
-    return Fault(Action.MISFIT, status, None, f"{rows} rows were sent, {len(answers)} answers came back")
+    return misfit(status, f"{rows} rows were sent, {len(answers)} answers came back")

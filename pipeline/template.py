@@ -75,6 +75,10 @@ class Template:
         """Return what stands before and behind the comma-separated rows of a body."""
         return self._frame
 
+    def wire(self, body: bytes) -> bytes:
+        """Return a body as it is sent: as it was framed."""
+        return body
+
     def read(
         self,
         status: int,

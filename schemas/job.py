@@ -131,6 +131,7 @@ class Service(Part):
             "kserve",
             "openai-chat",
             "openai-embeddings",
+            "open-inference",
             "tensorflow",
             "mlflow",
             "torchserve",

@@ -12,6 +12,7 @@ from schemas.servers import (
     EmbeddingsOptions,
     KServeOptions,
     MlflowOptions,
+    OpenInferenceOptions,
     TensorFlowOptions,
     TorchServeOptions,
 )
@@ -63,6 +64,7 @@ AnyOptions = (
     | KServeOptions
     | ChatOptions
     | EmbeddingsOptions
+    | OpenInferenceOptions
     | TensorFlowOptions
     | MlflowOptions
     | TorchServeOptions
@@ -75,6 +77,7 @@ OPTIONS: Final[dict[str, type[Options]]] = {
     "kserve": KServeOptions,
     "openai-chat": ChatOptions,
     "openai-embeddings": EmbeddingsOptions,
+    "open-inference": OpenInferenceOptions,
     "tensorflow": TensorFlowOptions,
     "mlflow": MlflowOptions,
     "torchserve": TorchServeOptions,

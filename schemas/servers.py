@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from schemas import values
-from schemas.fields import Flag, Text, marked
+from schemas.fields import Flag, MaybeTexts, Text, marked
 from schemas.template import one_row, template
 from schemas.transported import Options
 from schemas.values import InvalidValueError
@@ -78,6 +78,15 @@ class TensorFlowOptions(VersionedOptions, RowsOptions):
 
     label: Annotated[Text | None, marked("answers", "The version's label, instead of its number.")] = None
     signature: Annotated[Text | None, marked("answers", "The signature's name; default: serving_default.")] = None
+
+
+class OpenInferenceOptions(VersionedOptions):
+    """The Open Inference Protocol (V2): KServe, MLServer, Triton, OpenVINO."""
+
+    tensor: Annotated[
+        Text | None, marked("answers", "All columns are one tensor of this name; default: a tensor a column.")
+    ] = None
+    outputs: Annotated[MaybeTexts, marked("answers", "The outputs asked for; default: the model's own choice.")] = ()
 
 
 class TorchServeOptions(VersionedOptions, RowsOptions):

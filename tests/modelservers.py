@@ -42,6 +42,8 @@ def serve(call):
     body = json.loads(call.body)
     if call.path in PREDICTIONS:
         status, said = predict(call.path, body)
+    elif call.path == "/v2/models/iris/infer":
+        status, said = infer(body)
     elif call.path == "/v1/embeddings":
         status, said = 200, embed(body)
     elif call.path == "/v1/chat/completions":
@@ -49,6 +51,18 @@ def serve(call):
     else:
         status, said = 404, {"error": f"no route {call.path}"}
     return status, {"Content-Type": "application/json"}, json.dumps(said).encode()
+
+
+def infer(body):
+    """Answer with one tensor, of the shape that MLServer gives it."""
+    (tensor,) = body["inputs"]
+    rows, width = tensor["shape"]
+    assert len(tensor["data"]) == rows * width
+    flowers = [tensor["data"][row * width : (row + 1) * width] for row in range(rows)]
+    if any(map(negative, flowers)):
+        return 500, {"error": "ValueError : Input X is negative"}
+    sums = [value(flower) for flower in flowers]
+    return 200, {"model_name": "iris", "outputs": [{"name": "y", "shape": [rows, 1], "datatype": "FP64", "data": sums}]}
 
 
 def predict(path, body):

@@ -15,7 +15,7 @@ from pipeline.protocols import ADAPTERS
 from schemas.options import OPTIONS
 
 SANDBOX = ("modelarts", "file", "json")
-SERVERS = ("kserve", "tensorflow", "torchserve", "mlflow", "openai-chat", "openai-embeddings")
+SERVERS = ("kserve", "open-inference", "tensorflow", "torchserve", "mlflow", "openai-chat", "openai-embeddings")
 SECRETS = {"DEMO_PASSWORD": "demo", "API_KEY": "k"}
 FLOWERS = ("kserve", "tensorflow", "torchserve", "mlflow")
 
@@ -88,11 +88,26 @@ def test_an_example_runs_against_a_model_server(folder, protocol):
     assert found == expected(folder, protocol)
 
 
+def test_tensors_are_within_the_limit(folder):
+    """What is sent is never longer than `limits.body`, and every row has its own answer."""
+    path = written(folder, "open-inference")
+    with recording(modelservers.serve) as service:
+        sets = ("--param", f"service={service_url(service)}", "--set", "service.limits.body=1000")
+        done = jobs.call("run", path, "-q", *sets, env=SECRETS)
+    assert done.code == 0, done.err
+    assert max(len(call.body) for call in service.calls) <= 1000
+    assert len(service.calls) < 75  # two rows a request and more
+    answers = jobs.results(folder / "results" / "open-inference")["prediction"].to_pylist()
+    assert [json.loads(one)["y"] for one in answers] == [float(one) for one in expected(folder, "kserve").values()]
+
+
 def expected(folder, protocol):
     """Return what each row's answer should be, by its id."""
-    if protocol in FLOWERS:
+    if protocol in {*FLOWERS, "open-inference"}:
         rows = pq.read_table(folder / "data" / "iris.parquet").to_pylist()
-        return {row["id"]: json.dumps(modelservers.value([row[name] for name in jobs.SEND])) for row in rows}
+        sums = {row["id"]: modelservers.value([row[name] for name in jobs.SEND]) for row in rows}
+        tensors = protocol == "open-inference"
+        return {name: json.dumps({"y": one} if tensors else one, separators=(",", ":")) for name, one in sums.items()}
     lines = (folder / "data" / "texts.jsonl").read_text("utf-8").splitlines()
     texts = {row["id"]: row["text"] for row in map(json.loads, lines)}
     if protocol == "openai-embeddings":

@@ -52,6 +52,7 @@ PROTOCOLS = {
     "file": "{field: images}",
     "json": "{body: {image: {$base64: content}}}",
     "kserve": "{model: m}",
+    "open-inference": "{model: m}",
     "openai-chat": "{model: m, messages: [{role: user, content: {$column: x}}]}",
     "openai-embeddings": "{model: m, input: {$column: x}}",
     "tensorflow": "{model: m}",
@@ -699,7 +700,7 @@ def test_the_marks_are_those_of_the_contract():
         *(f"service.options.{key}" for key in ("wrapper", "meta", "field", "form", "part_type", "content")),
         *(f"service.options.{key}" for key in ("body", "answer", "method", "events")),
         *(f"service.options.{key}" for key in ("model", "version", "label", "signature", "rows", "key", "params")),
-        *(f"service.options.{key}" for key in ("messages", "input", "parameters")),
+        *(f"service.options.{key}" for key in ("messages", "input", "parameters", "tensor", "outputs")),
         "output.format",
         "output.prediction",
     }
