@@ -47,10 +47,7 @@ SIGNS: Final[Mapping[str, tuple[Sign, ...]]] = {
     "torchserve": (
         Sign(503, "InternalServerException", Action.RETRY),  # its handler has failed: by the rows, or by itself
     ),
-    "openai": (
-        Sign(429, "insufficient_quota", Action.STOP),
-        Sign(503, "InternalServerException", Action.RETRY),
-    ),
+    "openai": (Sign(429, "insufficient_quota", Action.STOP),),
 }
 """By protocol; what is not here means what `judge` says."""
 
