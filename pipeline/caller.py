@@ -292,9 +292,9 @@ class Caller:
             if bounds:
                 self._places.unsent()
                 return {}, Oversized(bounds)
-            pick = self._pick()
+            pick, body = self._pick(), self._setting.adapter.wire(chunk.body)
             try:
-                credentials = self._credentials(pick, chunk)  # now, and not before: a place can be long in coming
+                credentials = self._credentials(pick, body)  # now, and not before: a place can be long in coming
             except IamUnavailable as error:
                 self._unasked(pick)
                 fault = Fault(Action.SLOWER, None, None, str(error))
@@ -302,7 +302,7 @@ class Caller:
             self._places.leave(trip)
             headers = {**self._headers, **credentials, **trace(chunk.uuid)}  # unsigned, for gateways may rewrite it
             reply = self._transport.post(
-                pick.url, body=chunk.body, headers=headers, deadline_seconds=self._deadline, uuid=chunk.uuid
+                pick.url, body=body, headers=headers, deadline_seconds=self._deadline, uuid=chunk.uuid
             )
         trip.uuid = chunk.uuid
         trip.seconds, trip.rows, trip.size = reply.seconds, len(chunk), len(chunk.body)
@@ -320,9 +320,9 @@ class Caller:
         shown = partial(hidden, reply, (*self._auth.secrets(credentials), *self._secrets))
         return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds, shown, pick.url)
 
-    def _credentials(self, pick: Pick, chunk: Chunk) -> Mapping[str, str]:
-        method, body = self._transport.signed(chunk.body)
-        return self._auth.headers(Request(method, pick.url, self._headers, body))
+    def _credentials(self, pick: Pick, body: bytes) -> Mapping[str, str]:
+        method, signed = self._transport.signed(body)
+        return self._auth.headers(Request(method, pick.url, self._headers, signed))
 
     def _pick(self) -> Pick:
         with self._changed:

@@ -302,6 +302,15 @@ def schema() -> int:
     return 0
 
 
+@command
+def protocols(as_json: AsJson = False) -> int:  # noqa: FBT002
+    """List the protocols with their options and a job file each."""
+    from pipeline.catalogue import catalogue, in_words, transport_options
+
+    answer({"protocols": catalogue(), "any": transport_options()}, in_words(), as_json=as_json)
+    return 0
+
+
 @app.callback(invoke_without_command=True)
 def version(
     show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,  # noqa: FBT002

@@ -43,7 +43,7 @@ class Adapter(Protocol):
         """How many rows a request may have at the most."""
 
     def address(self, url: str) -> str:
-        """Return the URL to call, where the job file has this one."""
+        """Return the URL to call, where `service.url` has this one: itself, or a base with the protocol's path."""
 
     def named(self, given: Input) -> Mapping[str, Sequence[str]]:
         """Return the columns that every input file must have to be sent, by the key of the job file that names them."""
@@ -56,6 +56,9 @@ class Adapter(Protocol):
 
     def frame(self, uuid: str) -> tuple[bytes, bytes]:
         """Return what stands before and behind the comma-separated rows; the same lengths for every uuid."""
+
+    def wire(self, body: bytes) -> bytes:
+        """Return a framed body as it is sent: itself, or in the protocol's own order, and then never longer."""
 
     def read(
         self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int

@@ -80,7 +80,7 @@ class RowEncoder:
     """Encodes batches of one schema. `rename` maps a column to the name the service expects.
 
     Raises JobError when a column's type has no JSON form, or two columns get the same name; `key` is the part of the
-    job file that names the columns, for its message.
+    job file that names the columns, for its message. With `b64` bytes are `{"b64": text}`.
     """
 
     def __init__(
@@ -90,10 +90,11 @@ class RowEncoder:
         *,
         rename: Mapping[str, str],
         reject_nan: bool = False,
+        b64: bool = False,
         key: str = "input.send",
     ) -> None:
         self._send = tuple(send)
-        self._forms = [column_form(schema.field(name), key, reject_nan=reject_nan) for name in send]
+        self._forms = [column_form(schema.field(name), key, reject_nan=reject_nan, b64=b64) for name in send]
         self._row = row_of(wire_names(send, rename))
 
     def encode(self, batch: pa.RecordBatch, row_uuids: pa.Array[Any] | None = None) -> Encoded:  # noqa: ARG002
@@ -102,10 +103,10 @@ class RowEncoder:
         return encoded_lines(rows_of(self._row, self._send, columns, batch.num_rows))
 
 
-def column_form(field: pa.Field[Any], key: str, *, reject_nan: bool) -> Form:
+def column_form(field: pa.Field[Any], key: str, *, reject_nan: bool, b64: bool = False) -> Form:
     """Return what converts a column that the job file's `key` names. Raises JobError where it has no JSON form."""
     try:
-        return form_of(field.type, reject_nan=reject_nan)
+        return form_of(field.type, reject_nan=reject_nan, b64=b64)
     except NoJsonForm as what:
         raise JobError(
             f"{key}: column {field.name!r} has type {field.type}, and {what} has no JSON form; leave it out"

@@ -7,10 +7,13 @@ import re
 from typing import TYPE_CHECKING, Final, get_args
 
 from pipeline.jobyaml import Keys
+from pipeline.serverchecks import server_problems
 from schemas.auth import AUTHS, AkSkAuth, AppKeyAuth, TokenAuth
 from schemas.job import OUR_COLUMNS, InputFormat, Job, leaves
-from schemas.options import OPTIONS, FileOptions, JsonOptions, MindSporeOptions, ModelArtsOptions, Options
+from schemas.options import OPTIONS, FileOptions, JsonOptions, ModelArtsOptions
+from schemas.servers import ChatOptions, MindSporeOptions, OpenInferenceOptions, RowsOptions
 from schemas.template import flattens_answers, one_row
+from schemas.transported import Options
 from schemas.values import shown
 
 if TYPE_CHECKING:
@@ -232,13 +235,15 @@ def _addressed(job: Job) -> Iterator[Problem]:
 def _chosen(job: Job) -> Iterator[Problem]:
     """Refuse keys that choose columns where the protocol's options do."""
     options = job.service.options
-    if not isinstance(options, FileOptions | JsonOptions):
+    if isinstance(options, ModelArtsOptions | MindSporeOptions | RowsOptions | OpenInferenceOptions):
         return
     place = "a template" if job.service.protocol == "json" else "service.options"
     for key in ("send", "rename"):
         if getattr(job.input, key):
             yield ("input", key), f"protocol {job.service.protocol} sends what {place} names; leave it out"
-    alone = isinstance(options, FileOptions) or one_row(options.body)
+    alone = isinstance(options, FileOptions | ChatOptions) or (
+        isinstance(options, JsonOptions) and one_row(options.body)
+    )
     if alone and (job.service.limits.rows or 1) > 1:
         yield (
             ("service", "limits", "rows"),
@@ -280,11 +285,11 @@ def _tls(job: Job) -> Iterator[Problem]:
 
 def _contract(job: Job) -> Iterator[Problem]:
     """See that requests have the form that the model package says."""
-    if job.service.contract is None or isinstance(job.service.options, MindSporeOptions):
+    contract, options = job.service.contract, job.service.options
+    if contract is None or not isinstance(options, ModelArtsOptions | FileOptions | JsonOptions):
         return
     from pipeline.contract import inputs, rows_of, strange_keys
 
-    contract, options = job.service.contract, job.service.options
     known, rows = inputs(contract), rows_of(contract)
     if isinstance(options, FileOptions):
         named = {"field": options.field, **{f"form.{name}": name for name in options.form}}
@@ -329,5 +334,6 @@ _CHECKS: Final[tuple[Callable[[Job], Iterator[Problem]], ...]] = (
     _boundary,
     _tls,
     _contract,
+    server_problems,
     _paths,
 )

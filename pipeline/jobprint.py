@@ -6,15 +6,19 @@ import hashlib
 import json
 import os
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
 
 from schemas.job import Job, leaves, marks
+from schemas.options import OPTIONS
 from schemas.secret import Secret, Unresolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from pydantic.fields import FieldInfo
 
 
 def resolved(job: Job) -> dict[str, Any]:
@@ -27,7 +31,9 @@ def fingerprint(job: Job) -> str:
 
     Keys at their default are left out, so that a key added by a later version changes no old job's fingerprint.
     """
-    told = {path: value for path, value in _answers(resolved(job)).items() if value != _defaults()[path]}
+    document = resolved(job)
+    defaults = _defaults(document)
+    told = {path: value for path, value in _answers(document).items() if value != defaults[path]}
     return hashlib.sha256(_canonical(told).encode()).hexdigest()
 
 
@@ -62,21 +68,27 @@ def _secrets(job: Job) -> Iterator[Secret]:
 
 def _answers(document: dict[str, Any]) -> dict[str, Any]:
     """Pick what decides the answers; a key that the document does not know, or that is null, has its default."""
-    defaults = _defaults()
-    found = {path: _at(document, path) for path, mark in marks().items() if mark == "answers"}
-    return {path: defaults[path] if value is None else value for path, value in found.items()}
+    told = {path: (_at(document, path), default) for path, default in _defaults(document).items()}
+    return {path: default if value is None else value for path, (value, default) in told.items()}
 
 
-def _defaults() -> dict[str, Any]:
-    return {
-        path: None if field.is_required() else to_jsonable_python(field.get_default(call_default_factory=True))
-        for path, field in leaves()
-        if path in _answer_paths()
+def _defaults(document: dict[str, Any]) -> dict[str, Any]:
+    """Give what decides the answers at its default: a key that several protocols have, as the document's has it."""
+    own = OPTIONS[document["service"]["protocol"]].model_fields
+    return _every_default() | {
+        path: _default(field) for name, field in own.items() if (path := f"service.options.{name}") in _every_default()
     }
 
 
-def _answer_paths() -> set[str]:
-    return {path for path, mark in marks().items() if mark == "answers"}
+@cache
+def _every_default() -> dict[str, Any]:
+    answering = [path for path, mark in marks().items() if mark == "answers"]
+    first = dict(reversed([*leaves()]))
+    return {path: _default(first[path]) for path in answering}
+
+
+def _default(field: FieldInfo) -> Any:
+    return None if field.is_required() else to_jsonable_python(field.get_default(call_default_factory=True))
 
 
 def _at(document: Any, path: str) -> Any:

@@ -34,17 +34,27 @@ class NoJsonForm(TypeError):
     """What is in a type that has no JSON form, in words: "a union"."""
 
 
-def form_of(kind: pa.DataType, *, reject_nan: bool = False) -> Form:
-    """Return what converts columns of a type; with `reject_nan` NaN and infinities are faults. Raises NoJsonForm."""
+def form_of(kind: pa.DataType, *, reject_nan: bool = False, b64: bool = False) -> Form:
+    """Return what converts columns of a type. Raises NoJsonForm.
+
+    With `reject_nan` NaN and infinities are faults; with `b64` bytes are `{"b64": text}`, at any depth.
+    """
     if reject_nan and types.is_floating(kind):
         return leaves.finite_floats
+    if b64 and any(holds(kind) for holds in _BYTES):
+        return _b64
     for holds, form in _LEAVES:
         if holds(kind):
             return form
     for holds, choose in _NESTED:
         if holds(kind):
-            return choose(kind, partial(form_of, reject_nan=reject_nan))
+            return choose(kind, partial(form_of, reject_nan=reject_nan, b64=b64))
     raise NoJsonForm("a union" if types.is_union(kind) else str(kind))
+
+
+def _b64(column: Any) -> Converted:
+    values, faults = leaves.objects(column)
+    return Converted([None if one is None else {"b64": one} for one in values], faults)
 
 
 def row_of(names: Sequence[str]) -> Callable[..., object]:

@@ -20,8 +20,8 @@ from pipeline.errors import JobError
 from pipeline.instances import instance_form
 from pipeline.jsonform import row_of, rows_of
 from pipeline.pack import MAX_ROWS
-from pipeline.replies import OK, UNREADABLE, Partly, misfit, texts
-from pipeline.status import Action, Fault, judge
+from pipeline.replies import UNREADABLE, Partly, misfit, texts
+from pipeline.status import SUCCESS, Action, Fault, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from pipeline.encode import Encoded
     from schemas.job import Input
-    from schemas.options import MindSporeOptions
+    from schemas.servers import MindSporeOptions
 
 _WHOLE: Final = re.compile(r"/(version/\d+/)?model/[^/:]+(/version/\d+)?:[^/:]+\Z")
 
@@ -71,6 +71,7 @@ _BY_TEXT: Final = tuple(
 )
 """How texts begin; all others are about what was sent. 1.1 puts `Predict failed, ` in front of some."""
 
+_OK: Final = 200  # what the server says to everything
 _BIGGER: Final = re.compile(r"bigger than (\d+)")
 
 
@@ -104,6 +105,10 @@ class MindSpore:
         """Return what stands before and behind the comma-separated rows of a body."""
         return b'{"instances":[', b"]}"
 
+    def wire(self, body: bytes) -> bytes:
+        """Return a body as it is sent: as it was framed."""
+        return body
+
     def read(
         self,
         status: int,
@@ -114,7 +119,7 @@ class MindSpore:
         rows: int,
     ) -> pa.Array[Any] | Partly | Fault:
         """Return the rows' answers as JSON texts, in order; those that there are; or why there are none."""
-        if status != OK:
+        if status not in SUCCESS:
             return judge(status, headers, body)
         try:
             reply = _REPLY.decode(body)
@@ -139,7 +144,7 @@ def _answers(instances: list[Raw], body: bytes) -> pa.Array[Any] | Partly | Faul
     if len(failed) == len(instances):
         return fault_of(failed[0])
     shown = [_plain(one) for one in instances] if b'"b64"' in body else instances
-    answers = texts(OK, shown)
+    answers = texts(_OK, shown)
     return answers if isinstance(answers, Fault) or not failed else Partly(answers, tuple(failed))
 
 
@@ -162,7 +167,7 @@ def fault_of(text: str) -> Fault:
     words = told.removeprefix("Predict failed, ")
     action = next((action for pattern, action in _BY_TEXT if pattern.match(words)), Action.REJECT)
     bound = _BIGGER.search(words) if action is Action.TOO_LARGE else None
-    return Fault(action, OK, None, told, "model", int(bound[1]) if bound else None)
+    return Fault(action, _OK, None, told, "model", int(bound[1]) if bound else None)
 
 
 class InstanceEncoder:

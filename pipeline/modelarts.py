@@ -63,7 +63,7 @@ class ModelArts:
         self._wrapped = options.wrapper == "data"
 
     def address(self, url: str) -> str:
-        """Return the URL to call: the one that is given."""
+        """Return the URL to call, which is the one that is given."""
         return url
 
     def named(self, given: Input) -> Mapping[str, Sequence[str]]:
@@ -83,6 +83,10 @@ class ModelArts:
         meta = f'"meta":{{"uuid":"{uuid}"}},' if self._meta else ""
         before, behind = ('"data":{"req_data":[', "]}}") if self._wrapped else ('"req_data":[', "]}")
         return f"{{{meta}{before}".encode(), behind.encode()
+
+    def wire(self, body: bytes) -> bytes:
+        """Return a body as it is sent: as it was framed."""
+        return body
 
     def read(
         self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int

@@ -49,7 +49,7 @@ class Multipart:
         self.content_type = f"multipart/form-data; boundary={boundary}"
 
     def address(self, url: str) -> str:
-        """Return the URL to call: the one that is given."""
+        """Return the URL to call, which is the one that is given."""
         return url
 
     def named(self, given: Input) -> Mapping[str, Sequence[str]]:  # noqa: ARG002 - the options say
@@ -72,6 +72,10 @@ class Multipart:
     def frame(self, uuid: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - there is no place for it
         """Return nothing: a row is a whole body."""
         return b"", b""
+
+    def wire(self, body: bytes) -> bytes:
+        """Return a body as it is sent: as it was framed."""
+        return body
 
     def read(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import jmespath
@@ -9,7 +10,10 @@ import jmespath
 from pipeline.mindspore import MindSpore
 from pipeline.modelarts import ModelArts
 from pipeline.multipart import Messages, Multipart
+from pipeline.openai import Chat, Embeddings
+from pipeline.openinference import OpenInference
 from pipeline.pack import MAX_ROWS
+from pipeline.rowlists import DIALECTS, RowLists
 from pipeline.template import Template
 from schemas.options import JsonOptions, ModelArtsOptions
 
@@ -19,11 +23,20 @@ if TYPE_CHECKING:
     from pipeline.converse import Adapter
     from schemas.job import Service
 
+
+def _row_lists(protocol: str, options: Any, _: str) -> Adapter:
+    return RowLists(protocol, options)
+
+
 ADAPTERS: Final[Mapping[str, Callable[[Any, str], Adapter]]] = {
     "modelarts": lambda options, _: ModelArts(options),
     "file": Multipart,
     "json": lambda options, _: Template(options),
     "mindspore": lambda options, _: MindSpore(options),
+    "open-inference": lambda options, _: OpenInference(options),
+    "openai-chat": lambda options, _: Chat(options),
+    "openai-embeddings": lambda options, _: Embeddings(options),
+    **{name: partial(_row_lists, name) for name in DIALECTS},
 }
 """By `service.protocol`: what makes an adapter of `service.options` and a boundary."""
 

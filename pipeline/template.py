@@ -55,7 +55,7 @@ class Template:
         self._path = options.answer and jmespath.compile(options.answer)
 
     def address(self, url: str) -> str:
-        """Return the URL to call: the one that is given."""
+        """Return the URL to call, which is the one that is given."""
         return url
 
     def named(self, given: Input) -> Mapping[str, Sequence[str]]:  # noqa: ARG002 - the template says
@@ -74,6 +74,10 @@ class Template:
     def frame(self, uuid: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - a template has no place for it
         """Return what stands before and behind the comma-separated rows of a body."""
         return self._frame
+
+    def wire(self, body: bytes) -> bytes:
+        """Return a body as it is sent: as it was framed."""
+        return body
 
     def read(
         self,

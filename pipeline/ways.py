@@ -48,7 +48,7 @@ def _http(service: Service, options: dict[str, Any]) -> Way:
 
 def _sse(service: Service, options: dict[str, Any]) -> Way:
     text = service.protocol == "json"
-    form = service.options.events or ("joined" if text else "last")
+    form = service.options.events or ("all" if service.protocol == "openai-chat" else "joined" if text else "last")
     pick = picker_of(service)
     gather = partial(body_of, form=form, text=text, pick=pick)
     return EventStreams(gather=gather, picks=pick is not None, connections=service.limits.in_flight, **options)

@@ -43,6 +43,7 @@ from schemas.fields import (
     marked,
 )
 from schemas.options import OptionsOfProtocol  # noqa: TC001 - pydantic reads it
+from schemas.servers import ChatOptions
 from schemas.values import Allowance
 
 if TYPE_CHECKING:
@@ -125,7 +126,20 @@ class Service(Part):
 
     url: Annotated[Urls, marked("place", "The full URL to call, custom path included; or a list to balance over.")]
     protocol: Annotated[
-        Literal["modelarts", "file", "json", "mindspore"], marked("answers", "The form of requests and replies.")
+        Literal[
+            "modelarts",
+            "file",
+            "json",
+            "mindspore",
+            "kserve",
+            "openai-chat",
+            "openai-embeddings",
+            "open-inference",
+            "tensorflow",
+            "mlflow",
+            "torchserve",
+        ],
+        marked("answers", "The form of requests and replies."),
     ] = "modelarts"
     transport: Annotated[
         Literal["http", "sse", "websocket"] | None,
@@ -148,8 +162,9 @@ class Service(Part):
 
     @property
     def way(self) -> Literal["http", "sse", "websocket"]:
-        """The transport, where none is named by the URL."""
-        return self.transport or ("websocket" if self.url[0].startswith("ws") else "http")
+        """The transport, where none is named: by the URL, and by what is asked for."""
+        streamed = isinstance(self.options, ChatOptions) and self.options.stream
+        return self.transport or ("websocket" if self.url[0].startswith("ws") else "sse" if streamed else "http")
 
 
 class Output(Part):

@@ -1,34 +1,26 @@
-"""The protocols' options (`service.options`), and those of the transports that any protocol may use."""
+"""The protocols' options (`service.options`)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field
 
-from schemas.fields import Flag, Form, JmesPath, MaybeCount, Part, Template, Text, marked
-from schemas.values import url_name
+from schemas.fields import Flag, Form, JmesPath, Template, Text, marked
+from schemas.servers import (
+    ChatOptions,
+    EmbeddingsOptions,
+    KServeOptions,
+    MindSporeOptions,
+    MlflowOptions,
+    OpenInferenceOptions,
+    TensorFlowOptions,
+    TorchServeOptions,
+)
+from schemas.transported import Options
 
 if TYPE_CHECKING:
     from pydantic import ValidationInfo
-
-
-class Options(Part):
-    """What any protocol has, by its transport."""
-
-    events: Annotated[
-        Literal["joined", "last", "all"] | None,
-        marked("answers", "What of a stream of events (sse) is the answer; default: as the protocol needs it."),
-    ] = None
-    message: Annotated[
-        Literal["json", "binary"] | None,
-        marked(
-            "place", "How a request travels over a websocket: as text, or as bytes; default: as the protocol has it."
-        ),
-    ] = None
-    greeting: Annotated[
-        MaybeCount, marked("place", "Messages that a websocket service says first, and that answer nothing.")
-    ] = 0
 
 
 class ModelArtsOptions(Options):
@@ -66,31 +58,32 @@ class JsonOptions(Options):
     method: Annotated[Literal["POST", "PUT"], marked("answers", "The HTTP method.")] = "POST"
 
 
-TensorType = Literal[
-    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
-    "float16", "float32", "float64", "fp16", "fp32", "fp64", "bool", "str", "bytes",
-]  # fmt: skip
-UrlName = Annotated[str, BeforeValidator(url_name), WithJsonSchema({"type": "string", "pattern": r"^[^/:?#%\s]+$"})]
-
-
-class MindSporeOptions(Options):
-    """A method of a servable, where `service.url` is the server's base; and how columns travel."""
-
-    model: Annotated[UrlName | None, marked("answers", "The servable's name.")] = None
-    version: Annotated[MaybeCount | None, marked("answers", "Its version; default: the newest.")] = None
-    method: Annotated[UrlName | None, marked("answers", "The method's name.")] = None
-    types: Annotated[
-        dict[str, TensorType], marked("answers", "Column -> type: sent as base64 tensors of that type, with shape.")
-    ] = Field(default_factory=dict)
-
-
-AnyOptions = ModelArtsOptions | FileOptions | JsonOptions | MindSporeOptions
+AnyOptions = (
+    ModelArtsOptions
+    | FileOptions
+    | JsonOptions
+    | MindSporeOptions
+    | KServeOptions
+    | ChatOptions
+    | EmbeddingsOptions
+    | OpenInferenceOptions
+    | TensorFlowOptions
+    | MlflowOptions
+    | TorchServeOptions
+)
 
 OPTIONS: Final[dict[str, type[Options]]] = {
     "modelarts": ModelArtsOptions,
     "file": FileOptions,
     "json": JsonOptions,
     "mindspore": MindSporeOptions,
+    "kserve": KServeOptions,
+    "openai-chat": ChatOptions,
+    "openai-embeddings": EmbeddingsOptions,
+    "open-inference": OpenInferenceOptions,
+    "tensorflow": TensorFlowOptions,
+    "mlflow": MlflowOptions,
+    "torchserve": TorchServeOptions,
 }
 """By `service.protocol`."""
 

@@ -12,7 +12,7 @@ from unittest import mock
 from hypothesis import settings
 from msgspec import structs
 
-from pipeline import beam, jobprint
+from pipeline import beam
 from pipeline.session import acquire, release
 from pipeline.storage import Draft, Store
 
@@ -43,8 +43,7 @@ def engine(pipeline):
     def run_pipeline(job, order, work, _arguments):
         return pipeline(job, order, list(work))
 
-    defaults = functools.cache(jobprint._defaults)  # a fifth of a second for each run, and always the same
-    with mock.patch.object(beam, "run_pipeline", run_pipeline), mock.patch.object(jobprint, "_defaults", defaults):
+    with mock.patch.object(beam, "run_pipeline", run_pipeline):
         yield
 
 

@@ -137,20 +137,20 @@ def cache():
     return folder
 
 
-def installed():
-    """Return Keystone's own environment, made by whoever comes first: 200 MB and most of a minute."""
-    venv = cache() / "-".join([*PACKAGES, f"python{sys.version_info.major}.{sys.version_info.minor}"])
+def installed(packages=PACKAGES):
+    """Return an environment for the packages alone, made by whoever comes first: Keystone's is 200 MB, and a minute."""
+    venv = cache() / "-".join([*packages, f"python{sys.version_info.major}.{sys.version_info.minor}"])
     with FileLock(f"{venv}.lock"):
         if not (venv / "complete").exists():
-            make(venv)
+            make(venv, packages)
     return venv
 
 
-def make(venv):
+def make(venv, packages):
     """Install it; skips the test where there is nothing to install it from."""
-    pip = [venv / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *PACKAGES]
+    pip = [venv / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *packages]
     for line in ([sys.executable, "-m", "venv", "--clear", venv], pip):
         done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode:
-            pytest.skip(f"needs Keystone: pip install {' '.join(PACKAGES)} fails: {done.stderr.strip()[-300:]}")
+            pytest.skip(f"needs {packages[0]}: pip install {' '.join(packages)} fails: {done.stderr.strip()[-300:]}")
     (venv / "complete").touch()

@@ -36,6 +36,7 @@ class Call:
     arrived: float
     left: float | None = None
     method: str = "POST"
+    path: str = ""
 
     @property
     def rows(self) -> list[dict[str, object]]:
@@ -72,10 +73,10 @@ class Service:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def take(
-        self, headers: Mapping[str, str], body: bytes, method: str = "POST"
+        self, headers: Mapping[str, str], body: bytes, method: str = "POST", path: str = ""
     ) -> tuple[Call, tuple[int, Mapping[str, str], bytes]]:
         """Note a request, and answer it."""
-        call = Call(dict(headers), body, time.monotonic(), method=method)
+        call = Call(dict(headers), body, time.monotonic(), method=method, path=path)
         with self.changed:
             self.calls.append(call)
             self.in_flight += 1
@@ -162,7 +163,7 @@ def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            _, (status, headers, content) = service.take(self.headers, body, self.command)
+            _, (status, headers, content) = service.take(self.headers, body, self.command, self.path)
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)

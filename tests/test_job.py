@@ -22,7 +22,7 @@ from pipeline.jobfile import changed_answers, fingerprint, json_schema, load, mi
 from schemas import values
 from schemas.auth import TokenAuth
 from schemas.job import Job, leaves, marks
-from schemas.options import JsonOptions
+from schemas.options import OPTIONS, JsonOptions
 from schemas.secret import Secret, Unresolved, reveal
 from schemas.template import columns, one_row
 from schemas.values import Allowance, InvalidValueError, Rate
@@ -52,6 +52,13 @@ PROTOCOLS = {
     "file": "{field: images}",
     "json": "{body: {image: {$base64: content}}}",
     "mindspore": "{model: lenet, method: predict}",
+    "kserve": "{model: m}",
+    "open-inference": "{model: m}",
+    "openai-chat": "{model: m, messages: [{role: user, content: {$column: x}}]}",
+    "openai-embeddings": "{model: m, input: {$column: x}}",
+    "tensorflow": "{model: m}",
+    "mlflow": "{}",
+    "torchserve": "{model: m}",
 }
 
 
@@ -163,7 +170,7 @@ WRONG_VALUES = [
     (
         "service.protocol",
         "modelart",
-        "'modelart' is not allowed; did you mean 'modelarts'? allowed: modelarts, file, json, mindspore",
+        "'modelart' is not allowed; did you mean 'modelarts'? allowed: " + ", ".join(OPTIONS),
     ),
     ("service.options.wrap", "x", f"unknown key; did you mean 'wrapper'? allowed: wrapper, meta, {TRANSPORT_KEYS}"),
     ("service.options.wrapper", "row", "'row' is not allowed; allowed: data, none"),
@@ -672,9 +679,10 @@ def test_every_key_is_marked(make):
     jobs += [make(sets={"service.protocol": name, "service.options": options}) for name, options in PROTOCOLS.items()]
 
     def paths(value, prefix=""):
-        held = {"params", "columns", "rename", "headers", "prediction", "form", "body", "types"} - (
-            {"body"} if prefix == "service.limits." else set()
-        ) | ({"options"} if prefix == "runner." else set())
+        held = {"params", "columns", "rename", "headers", "prediction"}
+        if prefix == "service.options.":
+            held |= {"form", "body", "parameters", "messages", "input", "types"}
+        held |= {"options"} if prefix == "runner." else set()
         for key, one in value.items():
             inner = isinstance(one, dict) and key not in held
             yield from paths(one, f"{prefix}{key}.") if inner else [f"{prefix}{key}"]
@@ -693,7 +701,8 @@ def test_the_marks_are_those_of_the_contract():
         *(f"service.{key}" for key in ("protocol", "schema", "version")),
         *(f"service.options.{key}" for key in ("wrapper", "meta", "field", "form", "part_type", "content")),
         *(f"service.options.{key}" for key in ("body", "answer", "method", "events")),
-        *(f"service.options.{key}" for key in ("model", "version", "types")),
+        *(f"service.options.{key}" for key in ("model", "version", "label", "signature", "rows", "key", "params")),
+        *(f"service.options.{key}" for key in ("messages", "input", "parameters", "tensor", "outputs", "types")),
         "output.format",
         "output.prediction",
     }
@@ -910,3 +919,66 @@ def test_the_columns_of_a_template_are_those_it_names(make):
     assert isinstance(options, JsonOptions)
     assert columns(options.body) == ("b", "a")
     assert not one_row(options.body)
+
+
+KSERVE = {"service.protocol": "kserve"}
+CHAT = {"service.protocol": "openai-chat"}
+TALK = "{model: m, messages: {$column: x}"
+SERVERS = [
+    (KSERVE, "service.options.model", "missing; required where service.url is a server's base, as 'http://host/score'"),
+    (
+        {**KSERVE, "service.url": "http://h/v1/models/m:predict", "service.options": "{model: n}"},
+        "service.options.model",
+        "service.url 'http://h/v1/models/m:predict' has the whole path already; leave one of them out",
+    ),
+    ({**KSERVE, "service.options": "{version: 1}"}, "service.options.version", "unknown key; "),
+    (
+        {**KSERVE, "service.options": "{model: m, rows: lists}", "input.rename": "{x: y}"},
+        "input.rename",
+        "with service.",
+    ),
+    (
+        {**KSERVE, "service.options": "{model: m, rows: values}", "input.send": "[x, y]"},
+        "service.options.rows",
+        "'values'",
+    ),
+    (
+        {"service.protocol": "tensorflow", "service.options": "{model: m, version: '1', label: s}"},
+        "service.options.label",
+        "options.version says which version already",
+    ),
+    (
+        {"service.protocol": "mlflow", "service.options": "{rows: lists}"},
+        "service.options.rows",
+        "'lists' is not for dataframe_records",
+    ),
+    ({**CHAT, "service.options": TALK + "}", "input.send": "[x]"}, "input.send", "protocol openai-chat sends what"),
+    (
+        {**CHAT, "service.options": TALK + "}", "service.limits.rows": "2"},
+        "service.limits.rows",
+        "protocol openai-chat",
+    ),
+    (
+        {**CHAT, "service.options": TALK + ", stream: true}", "service.transport": "http"},
+        "service.options.stream",
+        "a stream comes by transport sse, and it is http",
+    ),
+    (
+        {**CHAT, "service.options": TALK + ", stream: true, events: last}"},
+        "service.options.events",
+        "protocol openai-chat puts a stream together",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sets", "key", "said"), SERVERS)
+def test_what_does_not_fit_a_model_server_is_told(refused, sets, key, said):
+    """One line names the key and the mend."""
+    (line,) = refused(sets=sets)
+    assert re.fullmatch(rf"job\.yaml(:\d+)?: {re.escape(f'{key}: {said}')}.*", line)
+
+
+def test_a_streamed_chat_comes_by_events(make):
+    """Nobody has to say so twice."""
+    assert make(sets={**CHAT, "service.options": TALK + ", stream: true}"}).service.way == "sse"
+    assert make(sets={**CHAT, "service.options": TALK + "}"}).service.way == "http"

@@ -1,0 +1,147 @@
+"""What the common model servers' failures mean: {"error": text}, {"detail": ...}, {"code", "type", "message"}, text.
+
+Their statuses are real, but not all mean what they say: a server answers 500 or 503 for a row that its model cannot
+take. `judge` says what a status means in general; the tables here are what these servers mean by it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Raw
+from msgspec.json import Decoder
+
+from pipeline.encode import json_of
+from pipeline.replies import UNREADABLE, misfit
+from pipeline.status import Action, Fault, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_PLATFORM: Final = frozenset({"gateway", "dispatcher"})
+_BETWEEN: Final = frozenset({502, 504})
+"""Statuses of whoever stands between us and the server, whatever their body looks like."""
+
+
+class Sign(NamedTuple):
+    """A status, and a text in its code or its message, that together mean an action."""
+
+    status: int
+    text: str
+    action: Action
+
+
+_VALUES: Final = Sign(500, r"^(ValueError|TypeError|KeyError|IndexError) ?:", Action.REJECT)
+"""A Python exception about the values that a model was given, in KServe's words."""
+
+SIGNS: Final[Mapping[str, tuple[Sign, ...]]] = {
+    "kserve": (_VALUES,),
+    "open-inference": (_VALUES,),
+    "tensorflow": (
+        Sign(409, "", Action.RETRY),  # aborted
+        Sign(499, "", Action.RETRY),  # cancelled
+    ),
+    "torchserve": (
+        Sign(503, "InternalServerException", Action.RETRY),  # its handler has failed: by the rows, or by itself
+    ),
+    "openai": (Sign(429, "insufficient_quota", Action.STOP),),
+}
+"""By protocol; what is not here means what `judge` says."""
+
+_EVERYWHERE: Final = (Sign(403, "", Action.STOP), Sign(404, "", Action.STOP))
+"""No model, no route, no permission: no row is the reason, whichever layer says so."""
+
+
+def judged(protocol: str, status: int, headers: Mapping[str, str], body: bytes) -> Fault:
+    """Say what a server's answer that is no success means; a body of its own shape is taken for the model's word."""
+    fault = judge(status, headers, body)
+    if fault.by in _PLATFORM:
+        return fault
+    said = _object(body)
+    fault = fault._replace(code=_code(said) or fault.code, message=_detail(said) or fault.message)
+    if said and status not in _BETWEEN:
+        fault = fault._replace(by="model")
+    for sign in (*SIGNS.get(protocol, ()), *_EVERYWHERE):
+        if sign.status == status and any(re.search(sign.text, one or "") for one in (fault.code, fault.message)):
+            return fault._replace(action=sign.action)
+    return fault
+
+
+def without(protocol: str, status: int, body: bytes, key: str) -> Fault:
+    """Say why a reply without answers is none, in the server's words where it has some."""
+    said = judged(protocol, 500, {}, body)
+    told = "" if said.message.startswith("HTTP 500") else f": {said.message}"
+    return misfit(status, f"the reply has no {key!r}{told}")
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        said = msgspec.json.decode(body)
+    except UNREADABLE:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _code(said: Mapping[str, Any]) -> str | None:
+    """Return the name of an error: TorchServe's and OpenAI's `type` where `code` is the status again, or nothing."""
+    error = said.get("error")
+    inner = error if isinstance(error, dict) else said
+    code, kind = inner.get("code"), inner.get("type")
+    return kind[:100] if isinstance(kind, str) and kind and not isinstance(code, str) else None
+
+
+def _detail(said: Mapping[str, Any]) -> str | None:
+    """Return in one line what a server finds wrong with a request, a list with a place and a text each."""
+    detail = said.get("detail")
+    if not isinstance(detail, list):
+        return None
+    found = [_finding(one) for one in detail if isinstance(one, dict)]
+    return "; ".join(found)[:500] or None
+
+
+def _finding(one: Mapping[str, Any]) -> str:
+    place = one.get("loc")
+    dotted = ".".join(map(str, place)) if isinstance(place, list) else ""
+    text = " ".join(str(one.get("msg", "")).split())
+    return f"{dotted}: {text}" if dotted else text
+
+
+_OBJECT: Final = Decoder(dict[str, Raw])
+_LIST: Final = Decoder(list[Raw])
+
+
+def decoded_object(body: bytes) -> dict[str, Raw]:
+    """Read an object, its values as they stand. Raises what `UNREADABLE` says."""
+    return _OBJECT.decode(body)
+
+
+def decoded_list(body: bytes | Raw) -> list[Raw]:
+    """Read a list, its items as they stand. Raises what `UNREADABLE` says."""
+    return _LIST.decode(body)
+
+
+def finite(body: bytes) -> bytes:
+    """Return a reply with null for the NaN and Infinity that some servers write, which JSON does not have."""
+    if b"NaN" not in body and b"Infinity" not in body:
+        return body
+    try:
+        return json_of(json.loads(body, parse_constant=lambda _: None))
+    except (ValueError, RecursionError):
+        return body  # whoever reads it will say
+
+
+def around(rows: str, beside: Mapping[str, Any], *, alone: bool = False) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the rows that are listed under a key, or the one row that is there alone."""
+    hole = Raw(b"\n") if alone else Raw(b"[\n]")  # JSON has no raw newline
+    before, behind = json_of({**beside, rows: hole}).split(b"\n")
+    return before, behind
+
+
+def counted(status: int, answers: Sequence[Any], rows: int) -> Fault | None:
+    """Return the fault of a reply that has not one answer a row."""
+    if len(answers) == rows:
+        return None
+    return misfit(status, f"{rows} rows were sent, {len(answers)} answers came back")

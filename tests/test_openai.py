@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pydantic import ValidationError
+
+from pipeline.events import body_of as stream_body
+from pipeline.events import events_of
+from pipeline.ids import row_namer
+from pipeline.openai import Chat, Embeddings
+from pipeline.pack import Block, Limits, pack
+from pipeline.status import Action, Fault
+from schemas.job import Input
+from schemas.options import ChatOptions, EmbeddingsOptions
+
+TEXTS = pa.record_batch({"text": pa.array(["a", "b\n{"]), "id": pa.array([1, 2])})
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": {"$column": "text"}}]
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def chat(**options):
+    return Chat(ChatOptions(**{"model": "m", "messages": MESSAGES, **options}))
+
+
+def embeddings(**options):
+    return Embeddings(EmbeddingsOptions(**{"model": "m", "input": {"$column": "text"}, **options}))
+
+
+def bodies(made, batch=TEXTS):
+    """Return the bodies of the requests for a batch."""
+    given = Input(path="in/*.parquet")
+    encoded = made.encoder(given, batch.schema, made.columns(given, batch.schema.names)).encode(batch)
+    block = Block(0, encoded, row_namer("job", "path")(0, batch.num_rows), batch.select([]))
+    return [json.loads(chunk.body) for chunk in pack([block], Limits(12_000_000, made.most_rows), made.frame)]
+
+
+def read(made, said, *, status=200, rows=1):
+    body = said if isinstance(said, bytes) else json.dumps(said).encode()
+    found = made.read(status, {}, body, uuid="", rows=rows)
+    return found if isinstance(found, Fault) else [json.loads(text) for text in found.to_pylist()]
+
+
+def completion(message, finish="stop", **more):
+    return {"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": finish}], "usage": USAGE, **more}
+
+
+def stream(*chunks, done=True):
+    """Return what comes of a stream of chunks, as the transport makes it."""
+    lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+    text = ": ping\n\n" + "".join(lines) + ("data: [DONE]\n\n" if done else "")
+    return stream_body([event for event in events_of([text.encode()]) if event.data != b"[DONE]"], "all")
+
+
+def chunk(delta, finish=None, **more):
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **more}
+
+
+def test_a_chat_sends_a_row_a_request():
+    """With the model and further parameters, as they stand, whatever is in them."""
+    schema = {"type": "json_schema", "json_schema": {"schema": {"$defs": {}, "$ref": "#"}}}
+    made = bodies(chat(parameters={"temperature": 0, "response_format": schema}))
+    assert [one["messages"][1]["content"] for one in made] == ["a", "b\n{"]
+    assert made[0] == {
+        "model": "m",
+        "temperature": 0,
+        "response_format": schema,
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}],
+    }
+
+
+def test_a_streamed_chat_asks_for_its_usage():
+    """Else nobody would know what it cost."""
+    (one, _) = bodies(chat(stream=True))
+    assert (one["stream"], one["stream_options"]) == (True, {"include_usage": True})
+
+
+def test_an_answer_has_its_text_its_end_and_its_usage():
+    """What more the message says is kept, and what it does not say is left out."""
+    said = completion({"role": "assistant", "content": "Hello", "refusal": None, "reasoning": "r"})
+    assert read(chat(), said) == [{"content": "Hello", "reasoning": "r", "finish_reason": "stop", "usage": USAGE}]
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    said = completion({"role": "assistant", "content": None, "tool_calls": calls}, "tool_calls")
+    assert read(chat(), said) == [{"content": None, "tool_calls": calls, "finish_reason": "tool_calls", "usage": USAGE}]
+
+
+def test_a_stream_comes_to_the_same_answer():
+    """Its pieces in order, and the usage of its last chunk, which may have no choices."""
+    body = stream(
+        chunk({"role": "assistant", "content": "Hel"}, usage=None),
+        chunk({"content": "lo"}),
+        chunk({}, "stop"),
+        {"choices": [], "usage": USAGE},
+    )
+    whole = completion({"role": "assistant", "content": "Hello"})
+    assert read(chat(stream=True), body) == read(chat(), whole)
+
+
+def test_streamed_tool_calls_are_put_together_by_their_index():
+    """A call's arguments come in pieces, its name and its id once."""
+    body = stream(
+        chunk(
+            {"tool_calls": [{"index": 0, "id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}]}
+        ),
+        chunk(
+            {"tool_calls": [{"index": 1, "id": "2", "type": "function", "function": {"name": "g", "arguments": "{"}}]}
+        ),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": '{"x"'}}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": ":1}"}}]}),
+        chunk({"tool_calls": [{"index": 1, "function": {"arguments": "}"}}]}),
+        chunk({}, "tool_calls"),
+    )
+    (answer,) = read(chat(stream=True), body)
+    assert [(one["id"], one["function"]) for one in answer["tool_calls"]] == [
+        ("1", {"name": "f", "arguments": '{"x":1}'}),
+        ("2", {"name": "g", "arguments": "{}"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (stream(chunk({"content": "Hel"})), "without a finish_reason"),
+        (stream({"choices": []}), "0 answers came back"),
+        (b"[]", "0 answers came back"),
+        (b"{}", "cannot be read"),
+        (b"", "cannot be read"),
+        (b'{"choices":[]}', "0 answers came back"),
+        (b'{"choices":[{"message":{}},{"message":{}}]}', "2 answers came back"),
+        (b'{"error":{"message":"overloaded"}}', "no 'choices': overloaded"),
+    ],
+)
+def test_a_chat_that_is_none_is_no_answer(body, message):
+    """Nor is half of one."""
+    fault = read(chat(stream=True), body)
+    assert (fault.action, fault.status) == (Action.MISFIT, 200)
+    assert message in fault.message
+
+
+def base64(*numbers):
+    return b64encode(np.array(numbers, "<f4").tobytes()).decode()
+
+
+def items(*found):
+    return {"data": [{"object": "embedding", "index": index, "embedding": one} for index, one in found], "usage": USAGE}
+
+
+def test_embeddings_send_many_rows_a_request():
+    """As base64, which is half the bytes, unless the job file says otherwise; never more than the API takes."""
+    (one,) = bodies(embeddings(parameters={"dimensions": 3}))
+    assert one == {"model": "m", "encoding_format": "base64", "dimensions": 3, "input": ["a", "b\n{"]}
+    assert bodies(embeddings(parameters={"encoding_format": "float"}))[0]["encoding_format"] == "float"
+    many = pa.record_batch({"text": pa.array(["x"] * 5000)})
+    assert [len(one["input"]) for one in bodies(embeddings(), many)] == [2048, 2048, 904]
+
+
+def test_vectors_are_in_the_rows_order():
+    """By `index`, as base64 or as numbers, which stay as they are."""
+    said = items((1, base64(1.0, 0.5, -0.25)), (0, [1, 0.1]))
+    assert read(embeddings(), said, rows=2) == [{"embedding": [1, 0.1]}, {"embedding": [1.0, 0.5, -0.25]}]
+    verbatim = b'{"data":[{"index":0,"embedding":[0.10, 1e-7]}]}'
+    assert embeddings().read(200, {}, verbatim, uuid="", rows=1).to_pylist() == ['{"embedding":[0.10, 1e-7]}']
+
+
+@given(hnp.arrays(np.float32, st.integers(0, 20), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_a_vector_in_base64_comes_back_bit_for_bit(vector):
+    """In the shortest digits that a float32 needs."""
+    ((text,),) = [
+        embeddings().read(200, {}, json.dumps(items((0, base64(*vector)))).encode(), uuid="", rows=1).to_pylist()
+    ]
+    assert np.array(json.loads(text)["embedding"], np.float32).tobytes() == vector.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (items((0, [1])), "2 rows were sent, 1 answers came back"),
+        (items((0, [1]), (0, [2])), "not every index from 0 to 1 once"),
+        (items((1, [1]), (2, [2])), "not every index from 0 to 1 once"),
+        (items((0, [1]), (1, "AAA")), "neither a list nor float32s in base64"),
+        (items((0, [1]), (1, "AA-_")), "neither a list nor float32s in base64"),
+        (items((0, [1]), (1, "AAAAAAA=")), "neither a list nor float32s in base64"),
+        (items((0, [1]), (1, None)), "neither a list nor float32s in base64"),
+        ({"data": [{"embedding": [1]}, {"embedding": [2]}]}, "cannot be read"),
+        ({"error": {"message": "overloaded"}}, "no 'data': overloaded"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_a_reply_without_a_vector_for_each_row_is_no_answer(said, message):
+    """Nobody guesses which row a vector belongs to."""
+    fault = read(embeddings(), said, rows=2)
+    assert (fault.action, fault.status) == (Action.MISFIT, 200)
+    assert message in fault.message
+
+
+@given(st.booleans(), st.binary() | st.text().map(str.encode))
+def test_no_reply_raises(talk, body):
+    """Any bytes are answers or a fault."""
+    found = (chat() if talk else embeddings()).read(200, {}, body, uuid="", rows=1)
+    assert isinstance(found, Fault | pa.Array)
+
+
+@pytest.mark.parametrize("made", [chat(), embeddings()])
+def test_another_status_is_judged(made):
+    """With OpenAI's own words."""
+    fault = read(made, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, status=429)
+    assert (fault.action, fault.code, fault.message) == (Action.SLOWER, "rate_limit_exceeded", "slow down")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"messages": [{"role": "user", "content": "hi"}]}, "no column in it"),
+        ({"messages": {"$rows": {"$column": "x"}}}, "$rows in it"),
+        ({"parameters": {"n": 2}}, "'n' is not allowed here"),
+        ({"parameters": {"stream": True}}, "'stream' is not allowed here"),
+        ({"parameters": [1]}, "is not a mapping"),
+    ],
+)
+def test_options_that_say_too_much_or_too_little_are_refused(options, said):
+    """A chat is one row and one answer."""
+    with pytest.raises(ValidationError) as error:
+        chat(**options)
+    assert said in str(error.value)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.converse import of_content
+from pipeline.servers import finite, judged
+from pipeline.status import Action
+
+DETAIL = {"detail": [{"type": "missing", "loc": ["body", "messages"], "msg": "Field required"}]}
+TORCH = {"code": 503, "type": "InternalServerException", "message": "Prediction failed"}
+ERRORS = [
+    # protocol, status, body, what it means, code, message
+    ("kserve", 404, {"error": "Model with name nope does not exist."}, "STOP", None, "Model with name nope"),
+    ("kserve", 400, {"error": 'Expected "instances" to be a list'}, "REJECT", None, "Expected"),
+    ("kserve", 500, {"error": "KeyError : 'instances'"}, "REJECT", None, "KeyError : 'instances'"),
+    ("kserve", 500, {"error": "ValueError : X has 3 features"}, "REJECT", None, "ValueError : X has 3"),
+    ("kserve", 500, {"error": "RuntimeError : out of memory"}, "RETRY", None, "RuntimeError"),
+    ("kserve", 503, {"error": "Model with name iris is not ready."}, "SLOWER", None, "Model with name"),
+    ("kserve", 405, {"detail": "Method Not Allowed"}, "STOP", None, "Method Not Allowed"),
+    ("kserve", 422, DETAIL, "REJECT", None, "body.messages: Field required"),
+    ("tensorflow", 400, {"error": "JSON Parse error: The document is empty"}, "REJECT", None, "JSON Parse"),
+    ("tensorflow", 404, {"error": "Servable not found for request: Latest(half)"}, "STOP", None, "Servable"),
+    ("tensorflow", 409, {"error": "aborted"}, "RETRY", None, "aborted"),
+    ("tensorflow", 429, {"error": "queue is full"}, "SLOWER", None, "queue is full"),
+    ("tensorflow", 499, {"error": "cancelled"}, "RETRY", None, "cancelled"),
+    ("tensorflow", 501, {"error": "unimplemented"}, "STOP", None, "unimplemented"),
+    ("tensorflow", 503, {"error": "unavailable"}, "SLOWER", None, "unavailable"),
+    ("tensorflow", 504, {"error": "deadline exceeded"}, "TIMEOUT", None, "deadline"),
+    ("torchserve", 503, TORCH, "RETRY", "InternalServerException", "Prediction failed"),
+    (
+        "torchserve",
+        500,
+        {**TORCH, "code": 500, "message": "Worker died."},
+        "RETRY",
+        "InternalServerException",
+        "Worker",
+    ),
+    ("torchserve", 503, {**TORCH, "type": "ServiceUnavailableException"}, "SLOWER", "ServiceUnavailableException", ""),
+    ("torchserve", 404, {**TORCH, "code": 404, "type": "ModelNotFoundException"}, "STOP", "ModelNotFoundException", ""),
+    ("mlflow", 400, {"error_code": "BAD_REQUEST", "message": "m", "stack_trace": "t"}, "REJECT", "BAD_REQUEST", "m"),
+    ("mlflow", 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "m"}, "REJECT", "INVALID_PARAMETER_VALUE", ""),
+    ("mlflow", 415, b"Unsupported content type", "STOP", None, "Unsupported content type"),
+    ("mlflow", 500, b"Internal Server Error", "RETRY", None, "Internal Server Error"),
+    ("openai", 400, {"error": {"message": "m", "code": "context_length_exceeded"}}, "REJECT", None, "m"),
+    ("openai", 401, {"error": {"message": "m", "code": "invalid_api_key"}}, "REFRESH", "invalid_api_key", "m"),
+    ("openai", 403, {"error": {"message": "m", "type": "permission"}}, "STOP", "permission", "m"),
+    ("openai", 404, {"error": {"message": "m", "code": "model_not_found"}}, "STOP", "model_not_found", "m"),
+    ("openai", 429, {"error": {"message": "m", "code": "rate_limit_exceeded"}}, "SLOWER", "rate_limit_exceeded", "m"),
+    ("openai", 429, {"error": {"message": "m", "code": "insufficient_quota"}}, "STOP", "insufficient_quota", "m"),
+    ("openai", 429, {"error": {"message": "m", "type": "insufficient_quota", "code": None}}, "STOP", None, "m"),
+    ("openai", 500, {"detail": "Internal server error"}, "RETRY", None, "Internal server error"),
+    ("openai", 503, {"error": {"message": "overloaded", "type": "server_error"}}, "SLOWER", "server_error", ""),
+    ("openai", 418, {"error": {"message": "m"}}, "REJECT", None, "m"),
+]
+
+
+@pytest.mark.parametrize(("protocol", "status", "said", "action", "code", "message"), ERRORS)
+def test_an_error_means_what_the_table_says(protocol, status, said, action, code, message):
+    """In each of the servers' shapes, with their own words."""
+    fault = judged(protocol, status, {}, said if isinstance(said, bytes) else json.dumps(said).encode())
+    assert (fault.action, fault.status) == (Action[action], status)
+    assert message in fault.message
+    assert code is None or fault.code == code
+
+
+@pytest.mark.parametrize(
+    ("protocol", "status", "said"), [("kserve", 500, {"error": "x"}), ("torchserve", 503, TORCH), ("mlflow", 500, b"x")]
+)
+def test_a_crash_may_be_the_rows_fault(protocol, status, said):
+    """So it is bounded, and the rows are found by halving."""
+    body = said if isinstance(said, bytes) else json.dumps(said).encode()
+    assert of_content(judged(protocol, status, {}, body))
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (503, {}, {"error": "busy"}),
+        (502, {}, {"message": "An invalid response was received from the upstream server"}),
+        (504, {}, {"message": "The upstream server is timing out"}),
+        (500, {"Server": "api-gateway"}, {"error_code": "APIG.0202", "error_msg": "no"}),
+        (500, {}, {"error_code": "ModelArts.4503", "error_msg": "failed to respond"}),
+    ],
+)
+def test_what_stands_before_the_server_is_no_rows_fault(status, headers, body):
+    """Gateways say so by their codes, or by their status."""
+    assert not of_content(judged("kserve", status, headers, json.dumps(body).encode()))
+
+
+def test_a_platforms_word_stands():
+    """A server that runs behind ModelArts is answered for by its gateway."""
+    fault = judged("kserve", 429, {}, b'{"error_code":"APIG.0308","error_msg":"The throttling threshold is reached"}')
+    assert (fault.action, fault.code, fault.by) == (Action.SLOWER, "APIG.0308", "gateway")
+
+
+@pytest.mark.parametrize("headers", [{}, {"Server": "ModelArts"}])
+def test_no_model_is_no_rows_fault(headers):
+    """It stops the job, also where the platform passes the container's own 404 on."""
+    fault = judged("kserve", 404, headers, b'{"error":"Model with name nope does not exist."}')
+    assert fault.action is Action.STOP
+
+
+@given(st.sampled_from(["kserve", "tensorflow", "mlflow", "torchserve", "openai"]), st.integers(100, 599), st.binary())
+def test_no_error_raises(protocol, status, body):
+    """Any bytes with any status are a fault."""
+    assert judged(protocol, status, {}, body).status == status
+
+
+@pytest.mark.parametrize(
+    ("body", "read"),
+    [
+        (b'{"predictions":[NaN,Infinity,-Infinity,1.5]}', {"predictions": [None, None, None, 1.5]}),
+        (b'{"predictions":["NaN"]}', {"predictions": ["NaN"]}),
+        (b'{"predictions":[1.0]}', {"predictions": [1.0]}),
+    ],
+)
+def test_what_json_does_not_have_is_null(body, read):
+    """Some servers write NaN and infinities, and mean numbers."""
+    assert json.loads(finite(body)) == read
+
+
+@given(st.binary().map(lambda some: b"NaN" + some))
+def test_what_cannot_be_read_stays_as_it_is(body):
+    """Its reader says what is wrong with it."""
+    finite(body)
