@@ -64,6 +64,26 @@ def measure(name: str, command: list[str], folder: Path, timeout: float = 300.0)
 
 
 @contextlib.contextmanager
+def running(command: list[str], folder: Path) -> Iterator[subprocess.Popen]:
+    """Start a client of which nothing is left behind."""
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode is None:
+            process.wait()
+
+
+def peak_mb(process: subprocess.Popen) -> float:
+    """Return the peak memory so far; 0 if the process has ended."""
+    told = Path(f"/proc/{process.pid}/status").read_text()
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in told.splitlines() if line.startswith("VmHWM")), 0.0)
+
+
+@contextlib.contextmanager
 def server(*arguments: str, script: str = "server.py") -> Iterator[str]:
     """Run a server of this folder beside us; yield the URL to call."""
     command = [sys.executable, str(HERE / script), *arguments]

@@ -8,11 +8,9 @@ a goal is missed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench import BULKSCORE, rows_file, script, wrong_answers
-from outside import ClientError, measure, server, stats
+from outside import ClientError, measure, peak_mb, running, server, stats
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
 
     Log = list[tuple[float, float, int]]  # of each request: when it came, when it was answered, the status
@@ -106,20 +105,6 @@ def job(folder: Path, url: str, rows: Path, out: Path, limits: str = "rows: 1", 
     return [BULKSCORE, "run", "--json", "-q", str(path)]
 
 
-@contextlib.contextmanager
-def running(command: list[str], folder: Path) -> Iterator[subprocess.Popen]:
-    """Start a client of which nothing is left behind."""
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        if process.returncode is None:
-            process.wait()
-
-
 def await_first(process: subprocess.Popen, url: str, folder: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while not stats(url)["log"]:
@@ -127,12 +112,6 @@ def await_first(process: subprocess.Popen, url: str, folder: Path) -> None:
             said = (folder / "log").read_text().strip()[-1000:]
             raise ClientError(f"no request within {START_SECONDS:.0f} s: {' '.join(process.args)}\n{said}")
         time.sleep(0.1)
-
-
-def peak_mb(process: subprocess.Popen) -> float:
-    """Return the peak memory so far; 0 if the process has ended."""
-    told = Path(f"/proc/{process.pid}/status").read_text()
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in told.splitlines() if line.startswith("VmHWM")), 0.0)
 
 
 def drive(command: list[str], folder: Path, url: str, seconds: float, *, drains: bool) -> Seen:
