@@ -217,8 +217,12 @@ def carried_out(start: Callable[..., Summary], job: Job, *, quiet: bool, as_json
     text = (
         f"{summary.planned} rows: {summary.scored} scored, {summary.dead} dead letters, {summary.left} left{unread} "
         f"(this run: {summary.scored_by_this_run} scored, {summary.requests} requests, {summary.retries} retries, "
-        f"{summary.seconds:.1f} s)\nresults: {summary.output}/results"
+        f"{summary.seconds:.1f} s)"
     )
+    if summary.scored:
+        text += f"\nresults: {summary.output}/results"
+    if summary.dead and not summary.message:
+        text += f"\ndead letters: {summary.output}/errors"
     answer(summary._asdict(), text, as_json=as_json)
     if summary.message:
         complain(summary.message)

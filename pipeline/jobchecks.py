@@ -221,10 +221,10 @@ def _carried(job: Job) -> Iterator[Problem]:
 
 def _addressed(job: Job) -> Iterator[Problem]:
     """See that URL and options make the address of a method."""
-    from pipeline.mindspore import misaddressed
-
     options = job.service.options
     if isinstance(options, MindSporeOptions):
+        from pipeline.mindspore import misaddressed
+
         if job.service.contract is not None:
             yield ("service", "schema"), f"protocol {job.service.protocol} has none; leave it out"
         found = dict.fromkeys(one for url in job.service.url for one in misaddressed(url, options))

@@ -275,6 +275,20 @@ def test_too_many_dead_letters_are_exit_3(sandbox, tmp_path):
     assert jobs.proved(tmp_path / "out") == ()
 
 
+def test_the_summary_names_only_folders_that_are_there(sandbox, tmp_path):
+    """Dead letters that are allowed are still told where they lie; a run that scored nothing has no results."""
+    jobs.put(tmp_path / "in" / "a.parquet", jobs.flowers(20))
+    url = sandbox(faults={"row:id=iris-00005": "MR.0105 always"})
+    out = (tmp_path / "out").as_uri()
+    done = jobs.call("run", jobs.job_file(tmp_path, url, input__send=[*jobs.SEND, "id"], errors__allow=1))
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith(f"\nresults: {out}/results\ndead letters: {out}/errors\n")
+    none = jobs.job_file(tmp_path, f"{url}/nowhere", output__path=str(tmp_path / "none"))
+    stopped = jobs.call("run", none)
+    assert (stopped.code, stopped.out.count("\n")) == (4, 1)
+    assert "results" not in stopped.out
+
+
 def test_a_job_whose_columns_are_all_sent_keeps_nothing(sandbox, tmp_path):
     """Without `send` and `keep` every column is sent, and the results have ours alone."""
     url = sandbox(record=5)
