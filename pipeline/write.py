@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
-from typing import TYPE_CHECKING, Final
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import pyarrow as pa
@@ -36,6 +38,7 @@ _PARTS: Final = 256
 """Requests whose results wait as they came: each is a dozen small objects, of which a minute must not be full."""
 
 _encoder: Final = msgspec.json.Encoder()
+_log: Final = logging.getLogger(__name__)
 
 
 class RangeWriter:
@@ -43,8 +46,9 @@ class RangeWriter:
 
     An object is closed, and its receipt written, about every OBJECT_SECONDS or OBJECT_BYTES and at the end; what is
     not closed when the process dies is scored again. `form` is that of the results, `prediction` the fields that are
-    declared; an answer that does not fit them, or has none of those `promised`, makes its row a dead letter. `scored`
-    and `dead` count the rows added so far. Not thread-safe: one split has one writer.
+    declared; an answer that does not fit them, or has none of those `promised`, makes its row a dead letter; a field
+    that no answer has is told once a run. `scored` and `dead` count the rows added so far. Not thread-safe: one split
+    has one writer.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class RangeWriter:
         self._form = form
         self._schema = result_schema(kept, prediction)
         self._fields = fields_of(prediction, promised) if prediction else None
+        self._missing = set(prediction)
         self._letters = Letters(work.source, RowEncoder(kept, kept.names, rename={}, key="input.keep"))
         self._run = run
         self._clock = clock
@@ -99,6 +104,8 @@ class RangeWriter:
             to.sent += attempts * len(outcome.chunk.body) + outcome.before.size
         if isinstance(outcome, Scored):
             answers = answers_of(outcome, self._fields)
+            values: Any = answers.values
+            self._missing = {name for name in self._missing if values.field(name).null_count == len(values)}
             for part in parts_of(outcome, answers):
                 to.score(part)
             to.bury(self._letters.misfit(outcome, answers.faults))
@@ -117,6 +124,9 @@ class RangeWriter:
         if self._object is None and (rows is not None or not end):
             return None
         written = self._object or self._open()
+        if written.scored:
+            for name in self._missing:
+                _tell_missing(self._run, name)
         receipt = self._receipt(written, end=end)
         self._store.write(f"receipts/{receipt.name}.json", _encoder.encode(receipt))
         self._from, self._object = self._next, None
@@ -169,6 +179,12 @@ class RangeWriter:
     def _writer(self, draft: Draft) -> Writer:
         """Open what writes the results."""
         return FORMS[self._form].writer(draft, self._schema)
+
+
+@cache
+def _tell_missing(run: str, name: str) -> None:  # noqa: ARG001 - once for each run
+    """Say that answers lack a declared field: a slip in its name would else go unseen, for absent is null."""
+    _log.warning("no answer so far has %s, so output.prediction.%s is null; see that the name is right", name, name)
 
 
 def _has_views(kind: pa.DataType) -> bool:

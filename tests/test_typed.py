@@ -181,3 +181,14 @@ def test_a_job_with_declared_fields(tmp_path, sandbox):
     assert {one["none"] for one in predictions.to_pylist()} == {None}
     assert all(one["predictresult"] for one in predictions.to_pylist())
     assert jobs.proved(tmp_path / "out") == ()
+
+
+def test_a_declared_field_that_no_answer_has_is_told_once(tmp_path, sandbox):
+    """Absent is null, so that a slip in a name gives a column of nulls: it is scored, and said."""
+    jobs.put(tmp_path / "in" / "a.parquet", jobs.flowers(20))
+    jobs.put(tmp_path / "in" / "b.parquet", jobs.flowers(20))
+    path = jobs.job_file(tmp_path, sandbox(), output__prediction={"predictresult": "string", "scorse": "list<double>"})
+    done = jobs.command("run", path)
+    assert done.code == 0, done.err
+    told = "no answer so far has scorse, so output.prediction.scorse is null; see that the name is right"
+    assert done.err.count("output.prediction") == done.err.count(told) == 1
