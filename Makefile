@@ -15,7 +15,7 @@ run: .venv/.run ## score the iris data against the sandbox service; results in r
 	@$(BIN)/python -m pipeline.sandbox jobs/iris.yaml
 
 test: .venv/.dev ## run the tests with branch coverage
-	@$(BIN)/python -m pytest --cov --cov-report=term
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 
 lint: .venv/.dev ## look for mistakes, and for files not formatted
 	@$(BIN)/ruff check .
