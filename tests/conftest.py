@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import HealthCheck, settings
 
+from pipeline import tokens
 from pipeline.sandbox.server import Options, running
 from pipeline.window import Window
 
@@ -36,11 +37,12 @@ def pytest_runtest_makereport():
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch, tmp_path_factory):
-    """No proxy, no trust store, no OpenStack credentials and no token cache of the person who runs the tests."""
+    """No proxy, no trust store, no OpenStack credentials, and no tokens: a service of another test had the same port."""
     for name in os.environ:
         if name.upper() in PROXIES + TRUST or name.startswith("OS_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(tokens, "_shared", {})
 
 
 @pytest.fixture(autouse=True)
