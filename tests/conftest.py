@@ -37,7 +37,7 @@ def pytest_runtest_makereport():
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch, tmp_path_factory):
-    """No proxy, no trust store, no OpenStack credentials, and no tokens: a service of another test had the same port."""
+    """No proxy, trust store, OpenStack credentials or token: a service of another test may have had the same port."""
     for name in os.environ:
         if name.upper() in PROXIES + TRUST or name.startswith("OS_"):
             monkeypatch.delenv(name)
