@@ -145,6 +145,7 @@ class Caller:
             rows=limits.rows or MAX_ROWS, body=limits.body, timeout=limits.timeout, clock=setting.clock, trial=probe
         )
         self._failing: set[str] = set()
+        self._waits = False
         self._trials: set[int] = set()
         self._budget = Budget(BUDGET_BYTES)
         self._costs: dict[int, int] = {}
@@ -383,6 +384,22 @@ class Caller:
             elif trip.sent and fault.action is Action.TOO_LARGE:
                 self._sizing.too_large(trip.rows, trip.size, fault.most_bytes)
         self._places.failed(trip, fault, by_the_model=of_content(fault))
+        self._judge_absence(fault)
+
+    def _judge_absence(self, fault: Fault) -> None:
+        """See whether the service has never had the model that is asked for: it is given some time to start it."""
+        with self._changed:
+            if fault.action is not Action.ABSENT:
+                self._gate.present()
+                return
+            seconds = self._gate.absent(self._setting.clock())
+            waits, self._waits = not self._waits and not self._gate.is_open, True
+        if seconds >= self._gate.ABSENT_SECONDS:
+            error = Refused(refusal(fault._replace(message=f"{fault.message}, for {seconds:.0f} s"), self._setting.url))
+            self._stop(error)  # before anybody else is let in
+            raise error
+        if waits:
+            _log.warning("%s; it may still be loading: %.0f s are left", fault.message, self._gate.ABSENT_SECONDS)
 
     def _succeeded(self, trip: Trip) -> None:
         self._transport.settle(trip.uuid, fits=True)

@@ -16,6 +16,7 @@ from test_instances import arrived, column_of, encoded, same, tensors
 
 from jobs import call, job_file, letters, process, put, results, until
 from pipeline.errors import JobError
+from pipeline.gate import Gate
 
 FEW = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
@@ -82,8 +83,8 @@ def test_a_stage_that_compares_types_strictly_takes_floats_however_they_travel(a
     assert "required float32" in ask("strict", encoded(pa.array([1]))[0])["error_msg"]
 
 
-def job(folder, url, **keys):
-    options = {"model": "demo", "method": "fail_neg"}
+def job(folder, url, method="fail_neg", **keys):
+    options = {"model": "demo", "method": method, **keys.pop("options", {})}
     about = {"service__url": url, "service__protocol": "mindspore", "service__options": options}
     return job_file(folder, url, service__auth={"type": "none"}, input__send=["x"], **about, **keys)
 
@@ -101,6 +102,26 @@ def test_a_job_with_failing_instances_has_exactly_those_as_dead_letters(tmp_path
         2 * value for value in values if value >= 0
     ]
     assert "verified" in call("verify", out).out
+
+
+@pytest.mark.parametrize(
+    ("options", "told", "mend"),
+    [
+        ({"model": "nosuch"}, "servable is not available, for ", "model or version in service.options"),
+        ({"version": 2}, "version(2) , servable is not available, for ", "model or version in service.options"),
+        ({"method": "nosuch"}, "method is not available", "method in service.options"),
+    ],
+)
+def test_what_the_server_does_not_have_ends_the_job(tmp_path, monkeypatch, real, options, told, mend):
+    """A wrong name, version or method, with the keys to mend; no dead letters are made of it."""
+    monkeypatch.setattr(Gate, "ABSENT_SECONDS", 1.0)
+    put(tmp_path / "in" / "a.parquet", pa.table({"id": range(20), "x": pa.array(range(20), pa.int32())}))
+    done = call("run", job(tmp_path, real, options=options))
+    assert done.code == 4, done.err
+    [line] = [line for line in done.err.splitlines() if line.startswith("ERROR")]
+    assert told in line
+    assert f"mend service.url, or {mend}, and run it again" in line
+    assert letters(tmp_path / "out") == []
 
 
 def test_a_server_that_is_killed_and_started_again_in_the_middle_loses_nothing(tmp_path):
