@@ -198,6 +198,8 @@ def cast_to(leaf: Any, kind: np.dtype[Any], *, strict: bool) -> tuple[Numbers, B
             return cast, ~_within(given, kind)
         if given.dtype.kind != "f":
             return cast, ~_exact(cast, given)
+        if not strict and np.can_cast(given.dtype, kind):
+            return cast, np.zeros(len(cast), np.bool_)
         odd = ~np.isfinite(cast)
         return cast, odd if strict else odd & np.isfinite(given)
 
