@@ -53,6 +53,14 @@ SERVABLE = """
             raise ValueError("negative not allowed")
         return x * 2
 
+    def f_own(x):
+        if x < 0:
+            raise ValueError("%d is negative" % x)
+        return x
+
+    def f_document(tag, box, image):
+        return tag, box, str(box.dtype), image.tobytes()
+
     def f_strict(x):
         if isinstance(x, str) or x.dtype != "float32":
             raise TypeError("Given model input 0 data type does not match required float32")
@@ -69,6 +77,14 @@ SERVABLE = """
     @register.register_method(output_names=["out"])
     def fail_neg(x):
         return register.add_stage(f_negative, x, outputs_count=1)
+
+    @register.register_method(output_names=["out"])
+    def fail_own(x):
+        return register.add_stage(f_own, x, outputs_count=1)
+
+    @register.register_method(output_names=["tag", "box", "kind", "image"])
+    def document(tag, box, image):
+        return register.add_stage(f_document, tag, box, image, outputs_count=4)
 
     @register.register_method(output_names=["out"])
     def strict(x):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from datetime import UTC, datetime
 from itertools import count
 from random import Random
@@ -334,6 +335,25 @@ def test_a_method_that_is_not_there_ends_the_job(tmp_path, sandbox):
     assert done.code == 4
     assert "method is not available" in done.err
     assert "mend service.url, or method in service.options, and run it again" in done.err
+
+
+def test_the_documents_request_is_what_is_sent_of_parquet_rows(tmp_path):
+    """Both of its instances in one body, but for the type that may be left out."""
+    boxes = [[[1, 1], [2, 3], [3, 4]], [[2, 2], [5, 5], [6, 6]]]
+    pictures = [b"\x89PNG\r\n zero", b"\x89PNG\r\n one"]
+    columns = {"tag": ["one", "two"], "box": pa.array(boxes, pa.list_(pa.list_(pa.int32()))), "image": pictures}
+    put(tmp_path / "in" / "a.parquet", pa.table(columns))
+    with serving() as service:
+        done = call("run", job(tmp_path, service.url, "f", model="m", input={"path": "in/*.parquet"}), "--no-probe")
+    assert done.code == 0, done.err
+    [asked] = service.calls
+    assert asked.path.endswith("/model/m:f")
+    assert json.loads(asked.body) == {
+        "instances": [
+            {"tag": "one", "box": boxes[0], "image": {"b64": b64encode(pictures[0]).decode()}},
+            {"tag": "two", "box": boxes[1], "image": {"b64": b64encode(pictures[1]).decode()}},
+        ]
+    }
 
 
 ABSENT = json.dumps(failed("Request servable(m) method(f) , servable is not available")).encode()
