@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_instances import arrived, encoded, same, see_numbers, see_tensors, see_texts, tensors
 
-from jobs import call, job_file, letters, process, put, results, until
+from jobs import ROOT, call, job_file, letters, process, put, results, until
 from pipeline.errors import JobError
 from pipeline.gate import Gate
 from pipeline.mindspore import MindSpore
@@ -29,6 +29,12 @@ FEW = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @pytest.fixture(scope="module")
 def real():
     with realserving.running() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def models():
+    with realserving.running("iris", "digits") as server:
         yield server.url
 
 
@@ -285,6 +291,27 @@ def test_what_the_server_does_not_have_ends_the_job(tmp_path, monkeypatch, real,
     assert told in line
     assert f"mend service.url, or {mend}, and run it again" in line
     assert letters(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("name", ["mindspore-iris", "mindspore-digits"])
+def test_the_jobs_that_come_with_it_run_as_they_do_against_the_sandbox(tmp_path, models, sandbox, name):
+    """By one command, with the same answers, and their outputs are proved."""
+    found = []
+    for url in (models, sandbox()):
+        out = tmp_path / str(len(found))
+        done = call("run", ROOT / "jobs" / f"{name}.yaml", "--param", f"service={url}", "--set", f"output.path={out}")
+        assert done.code == 0, done.err
+        assert "verified" in call("verify", out).out
+        found.append(judged(results(out)))
+    (labels, scores), (same_labels, same_scores) = found
+    assert labels == same_labels
+    assert np.allclose(scores, same_scores, rtol=0, atol=1e-6)
+
+
+def judged(table):
+    """Return labels and scores."""
+    rows = table["prediction"].to_pylist()
+    return [row["label"] for row in rows], [row.get("score", row.get("scores")) for row in rows]
 
 
 def test_a_server_that_is_killed_and_started_again_in_the_middle_loses_nothing(tmp_path):
