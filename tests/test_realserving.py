@@ -23,6 +23,7 @@ from pipeline.mindspore import MindSpore
 from pipeline.status import Action
 from schemas.options import MindSporeOptions
 
+pytestmark = pytest.mark.timeout(900)  # the first one may install MindSpore Serving
 FEW = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
