@@ -401,6 +401,19 @@ def test_a_model_that_is_still_loading_is_waited_for(tmp_path):
     assert len(results(tmp_path / "out")) == 40
 
 
+def test_one_of_two_servers_that_does_not_have_the_model_is_left_out(tmp_path, caplog):
+    """It is tried again from time to time; the other one answers all rows."""
+    with serving(*range(10_000)) as without, serving() as having:
+        file = absent_job(tmp_path, [without.url, having.url], rows=400)
+        done = call("run", file)
+    assert done.code == 0, done.err
+    assert len(results(tmp_path / "out")) == 400
+    assert len(having.calls) == 400
+    [record] = caplog.records
+    assert f"{without.url}/model/m:f is left out while it fails, and others get its requests: Req" in record.message
+    assert 1 <= len(without.calls) < 20
+
+
 def test_a_model_that_goes_and_comes_back_is_waited_for(tmp_path, monkeypatch, caplog):
     """However long it takes: it was there."""
     monkeypatch.setattr(Gate, "ABSENT_SECONDS", 0.01)
