@@ -173,6 +173,12 @@ def test_only_the_row_that_is_refused_is():
     assert [array.tolist() for array in arrived(lines)] == [[1], [3], [4, 5]]
 
 
+def test_a_list_without_a_value_may_have_any_encoding_within():
+    """Arrow cannot take values out of views, and joins nothing of nothing."""
+    column = build([None], pa.list_(pa.dictionary(pa.int16(), pa.string_view())))
+    assert encoded(column) == ([], {0: "x is null, and MindSpore Serving takes none"})
+
+
 def test_declared_tensors_take_what_json_does_not():
     """NaN and infinities, 64 bits, and nothing at all."""
     [tensor] = arrived(encoded(pa.array([[float("nan"), float("inf")]]), "float32")[0])
