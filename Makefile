@@ -38,6 +38,7 @@ bench: .venv/.bench ## measure rivals and us in one run
 	@$(BIN)/python tests/bench/planning.py
 	@$(BIN)/python tests/bench/pressure.py
 	@$(BIN)/python tests/bench/ways.py
+	@$(BIN)/python tests/bench/images.py
 
 schema: .venv/.dev ## rewrite schemas/job.schema.json from the job file's types
 	$(BIN)/bulkscore schema > schemas/job.schema.json

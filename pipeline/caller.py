@@ -145,6 +145,7 @@ class Caller:
             rows=limits.rows or MAX_ROWS, body=limits.body, timeout=limits.timeout, clock=setting.clock, trial=probe
         )
         self._failing: set[str] = set()
+        self._waits = False
         self._trials: set[int] = set()
         self._budget = Budget(BUDGET_BYTES)
         self._costs: dict[int, int] = {}
@@ -304,10 +305,10 @@ class Caller:
             reply = self._transport.post(
                 pick.url, body=body, headers=headers, deadline_seconds=self._deadline, uuid=chunk.uuid
             )
-        trip.uuid = chunk.uuid
+        trip.uuid, trip.url = chunk.uuid, pick.url
         trip.seconds, trip.rows, trip.size = reply.seconds, len(chunk), len(chunk.body)
         alone = self._of_its_node(pick, reply)
-        self._tell_left_out(pick.url, reply)
+        self._tell_left_out(pick.url, reply.message if isinstance(reply, NoReply) else f"status {reply.status}")
         if alone:
             trip.late = False  # no sign of how much the service can take: others go on
             return credentials, without(pick.url, reply, (*self._auth.secrets(credentials), *self._secrets))
@@ -346,7 +347,7 @@ class Caller:
             self._nodes.answered(pick, well=reply.status in SUCCESS)
             return False
 
-    def _tell_left_out(self, url: str, reply: Reply | NoReply) -> None:
+    def _tell_left_out(self, url: str, why: str) -> None:
         """Say once that one of several nodes is left out: nothing else would show that there is one less."""
         if len(self._nodes) == 1:
             return
@@ -354,7 +355,6 @@ class Caller:
             news = url in self._nodes.out and url not in self._failing
             self._failing |= {url} if news else set()
         if news:
-            why = reply.message if isinstance(reply, NoReply) else f"status {reply.status}"
             _log.warning("%s is left out while it fails, and others get its requests: %s", url, why)
 
     def _oversized(self, chunk: Chunk) -> Bounds | None:
@@ -383,6 +383,24 @@ class Caller:
             elif trip.sent and fault.action is Action.TOO_LARGE:
                 self._sizing.too_large(trip.rows, trip.size, fault.most_bytes)
         self._places.failed(trip, fault, by_the_model=of_content(fault))
+        self._judge_absence(trip, fault)
+
+    def _judge_absence(self, trip: Trip, fault: Fault) -> None:
+        """See whether the service has never had the model that is asked for: it is given some time to start it."""
+        with self._changed:
+            if fault.action is not Action.ABSENT:
+                self._gate.present()
+                return
+            self._nodes.lacks(trip.url)
+            seconds = self._gate.absent(self._setting.clock())
+            waits, self._waits = not self._waits and not self._gate.is_open, True
+        if seconds >= self._gate.ABSENT_SECONDS:
+            error = Refused(refusal(fault._replace(message=f"{fault.message}, for {seconds:.0f} s"), self._setting.url))
+            self._stop(error)  # before anybody else is let in
+            raise error
+        self._tell_left_out(trip.url, fault.message)
+        if waits and len(self._nodes) == 1:
+            _log.warning("%s; it may still be loading: %.0f s are left", fault.message, self._gate.ABSENT_SECONDS)
 
     def _succeeded(self, trip: Trip) -> None:
         self._transport.settle(trip.uuid, fits=True)

@@ -228,6 +228,7 @@ class _Course(NamedTuple):
 _COURSES: Final[dict[Action, _Course]] = {
     Action.RETRY: _Course("exhausted"),
     Action.SLOWER: _Course("exhausted"),
+    Action.ABSENT: _Course("exhausted"),
     Action.TIMEOUT: _Course("timeout", halve_after=2),
     Action.MISFIT: _Course("mismatch", halve_after=2),
     Action.TOO_LARGE: _Course("too_large", at_once=True),
@@ -235,7 +236,7 @@ _COURSES: Final[dict[Action, _Course]] = {
 }
 
 
-_OF_SIZE: Final = frozenset({Action.TOO_LARGE, Action.TIMEOUT, Action.SLOWER})
+_OF_SIZE: Final = frozenset({Action.TOO_LARGE, Action.TIMEOUT, Action.SLOWER, Action.ABSENT})
 """What a request is halved for that is no matter of its content."""
 
 
@@ -446,10 +447,11 @@ def _attempt(reply: Answered | Unanswered, fault: Fault, setting: Setting) -> At
     )
 
 
-def refusal(fault: Fault, url: str, mend: str = "mend service.url or service.auth and run it again") -> str:
+def refusal(fault: Fault, url: str, mend: str | None = None) -> str:
     """Say in one line that a fault ends the job."""
     if fault.status is None:  # nobody was asked: it is its certificate, or ours, and the fault says how to mend that
         return f"the service cannot be called safely: {fault.message}"
+    mend = mend or f"mend {fault.mend or 'service.url or service.auth'} and run it again"
     return f"the service refuses the job: {told(fault)} ({url}); {mend}"
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Int64s = npt.NDArray[np.int64]
 
+LONG: Final = 1000
+"""Bytes of a row: from here on, looking at each byte of all rows at once takes longer than Python for each row."""
+
 _encoder: Final = msgspec.json.Encoder(decimal_format="number")
 
 
@@ -53,7 +56,27 @@ class Encoder(Protocol):
 def encoded_lines(rows: Converted) -> Encoded:
     """Encode what is put together of each row."""
     lines = _encoder.encode_lines(rows.values)  # a list: of an iterator, msgspec 0.22 never lets go
-    return Encoded(lines, np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n")) + 1, rows.faults)
+    count = len(rows.values)
+    return Encoded(lines, _found(lines, count) if are_long(len(lines), count) else _seen(lines), rows.faults)
+
+
+def are_long(size: int, rows: int) -> bool:
+    """Whether rows of so many bytes together are cheaper handled one by one than all at once."""
+    return size > LONG * rows
+
+
+def _seen(lines: bytes) -> Int64s:
+    """Return where lines end, of many short ones."""
+    return np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n")) + 1
+
+
+def _found(lines: bytes, count: int) -> Int64s:
+    """Return the same of a few long ones."""
+    ends = np.zeros(count, np.int64)
+    end = 0
+    for row in range(count):
+        ends[row] = end = lines.index(b"\n", end) + 1
+    return ends
 
 
 def json_of(value: object) -> bytes:

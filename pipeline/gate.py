@@ -14,10 +14,13 @@ class Gate:
     """
 
     ROWS: Final = 3
+    ABSENT_SECONDS: Final = 60.0
+    """For how long a server may say that it does not have the model: it may have started before it."""
 
     def __init__(self, *, is_open: bool) -> None:
         self.is_open = is_open
         self._died = 0
+        self._absent: float | None = None
 
     def admits(self, under_way: int, resting: int) -> bool:
         """Whether one more request may begin: beside those that wait for their next attempt, while the gate is shut.
@@ -37,3 +40,17 @@ class Gate:
             first = f"the first {self._died} rows"
             what = f"the answers to {first} do not fit" if answered else f"the service refuses each of {first}"
             raise Refused(f"{what}: {why} ({url}); mend {mend}, or score anyway with --no-probe")
+
+    def absent(self, now: float) -> float:
+        """Note that the service says that it does not have the model; return for how many seconds it has, in a row.
+
+        0 where it was there before: then it is waited for, as for any service that is out.
+        """
+        if self.is_open:
+            return 0.0
+        self._absent = now if self._absent is None else self._absent
+        return now - self._absent
+
+    def present(self) -> None:
+        """Note that it says something else."""
+        self._absent = None

@@ -56,17 +56,21 @@ _REPLY: Final = Decoder(_Reply)
 _FAILED: Final = Decoder(_Failed)
 _OUTPUTS: Final = Decoder(dict[str, Raw])
 
+_ADDRESS: Final = "service.url, or {} in service.options,"
+_SERVABLE: Final = _ADDRESS.format("model or version")
+_METHOD: Final = _ADDRESS.format("method")
+
 _BY_TEXT: Final = tuple(
-    (re.compile(text, re.IGNORECASE), action)
-    for text, action in (
-        (r"serving error: enqueued requests count exceeds", Action.SLOWER),
-        (r"request servable.*servable is not available", Action.SLOWER),  # its worker has died, or the name is wrong
-        (r"request servable.*method is not available", Action.STOP),
-        (r"please check url", Action.STOP),
-        (r"http message only support post", Action.STOP),
-        (r"cannot find input ", Action.STOP),  # all rows have the same inputs
-        (r"http message is bigger than \d+", Action.TOO_LARGE),
-        (r"time ?out\b", Action.TIMEOUT),
+    (re.compile(text, re.IGNORECASE), action, mend)
+    for text, action, mend in (
+        (r"serving error: enqueued requests count exceeds", Action.SLOWER, ""),
+        (r"request servable.*servable is not available", Action.ABSENT, _SERVABLE),  # or its worker has died
+        (r"request servable.*method is not available", Action.STOP, _METHOD),
+        (r"please check url", Action.STOP, _ADDRESS.format("model, version or method")),
+        (r"http message only support post", Action.STOP, "service.url"),
+        (r"cannot find input ", Action.STOP, "input.send or input.rename"),  # all rows have the same inputs
+        (r"http message is bigger than \d+", Action.TOO_LARGE, ""),
+        (r"time ?out\b", Action.TIMEOUT, ""),
     )
 )
 """How texts begin; all others are about what was sent. 1.1 puts `Predict failed, ` in front of some."""
@@ -165,9 +169,10 @@ def fault_of(text: str) -> Fault:
     """Say what a server's `error_msg` means."""
     told = " ".join(text.split())[:500] or "an empty error_msg"
     words = told.removeprefix("Predict failed, ")
-    action = next((action for pattern, action in _BY_TEXT if pattern.match(words)), Action.REJECT)
+    known = ((action, mend) for pattern, action, mend in _BY_TEXT if pattern.match(words))
+    action, mend = next(known, (Action.REJECT, ""))
     bound = _BIGGER.search(words) if action is Action.TOO_LARGE else None
-    return Fault(action, _OK, None, told, "model", int(bound[1]) if bound else None)
+    return Fault(action, _OK, None, told, "model", int(bound[1]) if bound else None, mend)
 
 
 class InstanceEncoder:

@@ -103,6 +103,13 @@ class Nodes:
                 one.again_at, one.pause = self._clock(), FIRST_PAUSE
         node.again_at, node.pause = None, FIRST_PAUSE
 
+    def lacks(self, url: str) -> None:
+        """Note that a node that answered does not have the model: where there are others, it is left out."""
+        for node in self._nodes:
+            if node.url == url and len(self) > 1:
+                node.left_at, node.answers = self._clock(), False
+                self._leave(node, node.left_at, 0.0)
+
     def failed(self, pick: Pick, *, sure: bool, leave: float = 0.0) -> bool:
         """Note that a node failed; return whether that is its own trouble: it is left out, and others answer or may.
 

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from pipeline.encode import are_long
 from pipeline.ids import request_uuid
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ class _Draft:
             first=min(covered),
             stop=max(covered) + 1,
             uuid=uuid,
-            body=b"".join((prefix, b",".join([part.json for part in self.parts]), suffix)),
+            body=b"".join([prefix, *self._rows(), suffix]),
             offset=len(prefix),
             costs=_joined([part.costs for part in self.parts], np.concatenate, _NO_ROWS),
             source_rows=rows,
@@ -276,6 +277,12 @@ class _Draft:
             uris=self._column(lambda block: block.uris),
             shown=self._column(lambda block: block.encoded.shown),
         )
+
+    def _rows(self) -> Iterator[bytes | memoryview]:
+        """Yield what is between the frame: rows, and the commas between them."""
+        for number, part in enumerate(self.parts):
+            yield b"," if number else b""
+            yield from part.pieces()
 
     def _column(self, of: Callable[[Block], pa.Array[Any] | None]) -> pa.Array[Any] | None:
         """Join what the rows' blocks have of a column, if they have it."""
@@ -308,13 +315,20 @@ class _Part(NamedTuple):
     def row_uuids(self) -> pa.StringArray:
         return self.block.row_uuids.slice(self.start, self.stop - self.start)
 
-    @property
-    def json(self) -> bytes:
-        """The rows, joined by commas; one alone may be anything, newlines included."""
-        end = self.block.encoded.ends[self.stop - 1]
-        begin = end - self.costs.sum()
-        rows = self.block.encoded.lines[begin : end - 1]
-        return rows.replace(b"\n", b",") if self.stop - self.start > 1 else rows
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Yield the rows with commas between them; one alone may be anything, newlines included."""
+        end = int(self.block.encoded.ends[self.stop - 1])
+        begin = end - int(self.costs.sum())
+        rows, count = memoryview(self.block.encoded.lines)[begin : end - 1], self.stop - self.start
+        if count == 1:
+            yield rows
+        elif not are_long(len(rows), count):
+            yield bytes(rows).replace(b"\n", b",")
+        else:  # each is copied once, into the body
+            start = 0
+            for stop in np.cumsum(self.costs).tolist():
+                yield from (b"," if start else b"", rows[start : stop - 1])
+                start = stop
 
 
 _NO_UUIDS: Final = pa.array([], pa.string())

@@ -40,13 +40,13 @@ def shared_clock() -> Callable[[], float]:
 class Trip:
     """A request on its way, until it is told how it went. `late` if it was given up, or cut by the gateway."""
 
-    __slots__ = ("late", "rows", "seconds", "sent", "size", "uuid")
+    __slots__ = ("late", "rows", "seconds", "sent", "size", "url", "uuid")
 
     def __init__(self) -> None:
         self.sent: Sent | None = None
         self.seconds = 0.0
         self.rows = self.size = 0
-        self.uuid = ""
+        self.uuid = self.url = ""
         self.late = False
 
 

@@ -22,6 +22,7 @@ class Action(Enum):
 
     RETRY = "retry"  # passing trouble: again, later
     SLOWER = "slower"  # pressure: again, later, and fewer at once
+    ABSENT = "absent"  # its model is not there: again, later, if it ever was; else the job ends
     TIMEOUT = "timeout"  # too slow: again, and halves when it repeats
     MISFIT = "misfit"  # a success that does not fit the request: again, and halves when it repeats
     TOO_LARGE = "too_large"  # halves at once
@@ -37,7 +38,8 @@ By = Literal["gateway", "dispatcher", "model"]
 class Fault(NamedTuple):
     """An answer that is not a success, in the service's own words; `by` is None where nobody can tell.
 
-    `most_bytes` is the largest body that the service says it takes.
+    `most_bytes` is the largest body that the service says it takes; `mend` names the keys that mend what ends the job,
+    where they are not those of the address.
     """
 
     action: Action
@@ -46,6 +48,7 @@ class Fault(NamedTuple):
     message: str
     by: By | None = None
     most_bytes: int | None = None
+    mend: str = ""
 
 
 SUCCESS: Final = frozenset({200, 201})

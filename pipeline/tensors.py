@@ -28,6 +28,10 @@ NULL: Final = " is null, and MindSpore Serving takes none"
 EMPTY: Final = "MindSpore Serving takes no empty list"
 
 
+NONE: Final = np.empty(0, np.bool_)
+"""No value is odd."""
+
+
 class Rows(NamedTuple):
     """Where the numbers of each row are among those of a column, and their shape; `faults` are of its form."""
 
@@ -108,7 +112,8 @@ def _taken(values: Any, which: Any) -> Any:
         return values.take(which)
     except pa.ArrowNotImplementedError:  # Arrow cannot take single values out of views
         nothing = pa.nulls(1, values.type)
-        return pa.concat_arrays([nothing if at is None else values.slice(at, 1) for at in which.to_pylist()])
+        taken = [nothing if at is None else values.slice(at, 1) for at in which.to_pylist()]
+        return pa.concat_arrays([nothing.slice(1), *taken])
 
 
 def peeled(column: Any) -> tuple[Rows, Any]:
@@ -185,7 +190,7 @@ def first_of(odd: Bools, rows: Rows) -> list[tuple[int, int]]:
 def cast_to(leaf: Any, kind: np.dtype[Any], *, strict: bool) -> tuple[Numbers, Bools]:
     """Cast numbers, and tell which do not fit: outside, not as exact as they were, or with `strict` not finite.
 
-    Only floats may be rounded, to floats.
+    Only floats may be rounded, to floats. Where all fit, whatever they are, nobody looks at them.
     """
     if types.is_decimal(leaf.type):
         leaf = leaf.cast(pa.float64())
@@ -198,6 +203,8 @@ def cast_to(leaf: Any, kind: np.dtype[Any], *, strict: bool) -> tuple[Numbers, B
             return cast, ~_within(given, kind)
         if given.dtype.kind != "f":
             return cast, ~_exact(cast, given)
+        if not strict and np.can_cast(given.dtype, kind):
+            return cast, NONE
         odd = ~np.isfinite(cast)
         return cast, odd if strict else odd & np.isfinite(given)
 

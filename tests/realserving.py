@@ -1,6 +1,6 @@
 """The real MindSpore Serving, under a Python of its own: installed once for all runs, and started on loopback.
 
-It has a servable of Python stages, which need neither a device nor MindSpore.
+It has servables of Python stages, which need neither a device nor MindSpore: `demo`, and the sandbox's models.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import pytest
 from filelock import FileLock
 from keystone import cache
 
-from jobs import until
+from jobs import ROOT, until
 
-PACKAGES = ["mindspore-serving==2.0.2", "packaging"]
+PACKAGES = ["mindspore-serving==2.0.2", "packaging", "pillow"]
 SERVER = """
     import os, sys
     from mindspore_serving import server
 
     folder = os.path.dirname(os.path.abspath(__file__))
-    server.start_servables(server.ServableStartConfig(folder, "demo", num_parallel_workers=1))
+    names = sys.argv[3:]
+    server.start_servables([server.ServableStartConfig(folder, name, num_parallel_workers=1) for name in names])
     server.start_restful_server("127.0.0.1:" + sys.argv[1], max_msg_mb_size=int(sys.argv[2]))
     print("READY", flush=True)
 """
-SERVABLE = """
+DEMO = """
     import os
     from mindspore_serving.server import register
 
@@ -53,6 +54,14 @@ SERVABLE = """
             raise ValueError("negative not allowed")
         return x * 2
 
+    def f_own(x):
+        if x < 0:
+            raise ValueError("%d is negative" % x)
+        return x
+
+    def f_document(tag, box, image):
+        return tag, box, str(box.dtype), image.tobytes()
+
     def f_strict(x):
         if isinstance(x, str) or x.dtype != "float32":
             raise TypeError("Given model input 0 data type does not match required float32")
@@ -71,9 +80,67 @@ SERVABLE = """
         return register.add_stage(f_negative, x, outputs_count=1)
 
     @register.register_method(output_names=["out"])
+    def fail_own(x):
+        return register.add_stage(f_own, x, outputs_count=1)
+
+    @register.register_method(output_names=["tag", "box", "kind", "image"])
+    def document(tag, box, image):
+        return register.add_stage(f_document, tag, box, image, outputs_count=4)
+
+    @register.register_method(output_names=["out"])
     def strict(x):
         return register.add_stage(f_strict, x, outputs_count=1)
 """
+
+
+MODEL = """
+    import json
+    import numpy as np
+    from mindspore_serving.server import register
+
+    with open({path!r}) as file:
+        MODEL = json.load(file)
+    COEFFICIENTS, INTERCEPTS = np.array(MODEL["coefficients"]), np.array(MODEL["intercepts"])
+
+    def scores_of(points):
+        logits = INTERCEPTS + COEFFICIENTS @ points
+        powers = np.exp(logits - logits.max())
+        return powers / powers.sum()
+"""
+"""What a servable of one of the sandbox's models begins with."""
+
+IRIS = """
+    def f_iris(sepal_length, sepal_width, petal_length, petal_width):
+        measures = sepal_length, sepal_width, petal_length, petal_width
+        scores = scores_of(np.array([float(measure) for measure in measures]))
+        return MODEL["labels"][scores.argmax()], scores.max()
+
+    @register.register_method(output_names=["label", "score"])
+    def predict(sepal_length, sepal_width, petal_length, petal_width):
+        return register.add_stage(f_iris, sepal_length, sepal_width, petal_length, petal_width, outputs_count=2)
+"""
+DIGITS = """
+    from io import BytesIO
+    from PIL import Image
+
+    def f_digits(image):
+        with Image.open(BytesIO(image.tobytes())) as picture:
+            grey = picture.convert("L").resize((8, 8), Image.BOX)
+        scores = scores_of(np.asarray(grey, np.float64).reshape(-1) / 255)
+        return MODEL["labels"][scores.argmax()], scores.astype(np.float32)
+
+    @register.register_method(output_names=["label", "scores"])
+    def predict(image):
+        return register.add_stage(f_digits, image, outputs_count=2)
+"""
+SERVABLES = {
+    "demo": textwrap.dedent(DEMO),
+    **{
+        name: textwrap.dedent(MODEL).format(path=str(ROOT / "pipeline" / "sandbox" / f"{name}_model.json"))
+        + textwrap.dedent(stages)
+        for name, stages in (("iris", IRIS), ("digits", DIGITS))
+    },
+}
 
 
 def free_port():
@@ -91,15 +158,17 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def running(*, port=None, megabytes=100, kill=False):
-    """Start a server with the servable `demo`, and stop or kill it. Skips where it cannot be had."""
+def running(*servables, port=None, megabytes=100, kill=False):
+    """Start a server with some servables, or with `demo`, and stop or kill it. Skips where it cannot be had."""
+    servables = servables or ("demo",)
     venv, port = installed(), port or free_port()
     folder = Path(tempfile.mkdtemp(prefix="ms"))  # short: it puts sockets below it
     try:
-        (folder / "demo").mkdir()
-        (folder / "demo" / "servable_config.py").write_text(textwrap.dedent(SERVABLE))
+        for name in servables:
+            (folder / name).mkdir()
+            (folder / name / "servable_config.py").write_text(SERVABLES[name])
         (folder / "serve.py").write_text(textwrap.dedent(SERVER))
-        line = [venv / "bin" / "python", folder / "serve.py", str(port), str(megabytes)]
+        line = [venv / "bin" / "python", folder / "serve.py", str(port), str(megabytes), *servables]
         with (
             (folder / "server.log").open("w+") as log,
             subprocess.Popen(line, cwd=folder, stdout=log, stderr=log, start_new_session=True) as server,
@@ -138,7 +207,7 @@ def make(venv):
     """Install it; skips the test where there is no Python 3.9, or nothing to install it from."""
     python = python39()
     if python is None:
-        pytest.skip("needs Python 3.9 for MindSpore Serving")
+        pytest.skip("needs Python 3.9 for MindSpore Serving: on the path, or by `uv python install 3.9`, or by pyenv")
     pip = [venv / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *PACKAGES]
     for line in ([python, "-m", "venv", "--clear", venv], pip):
         done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
@@ -150,8 +219,10 @@ def make(venv):
 
 
 def python39():
-    """Return a Python 3.9 of this machine: on the path, or one of pyenv's."""
-    homes = sorted(Path.home().glob(".pyenv/versions/3.9.*/bin/python3.9"))
+    """Return a Python 3.9 of this machine: on the path, or one that pyenv or uv has installed."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    uv = Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or Path.home() / ".local" / "share" / "uv" / "python")
+    homes = [*sorted(pyenv.glob("versions/3.9.*/bin/python3.9")), *sorted(uv.glob("cpython-3.9.*/bin/python3.9"))]
     for one in (*map(str, homes), shutil.which("python3.9")):
         if one and subprocess.run([one, "-c", ""], capture_output=True, check=False).returncode == 0:
             return one

@@ -67,6 +67,20 @@ def test_an_open_gate_is_open_whatever_dies():
     assert gate.admits(100, 0)
 
 
+def test_a_shut_gate_counts_for_how_long_the_model_is_said_to_be_absent():
+    """In a row: whatever else is said, somebody is starting there."""
+    gate = Gate(is_open=False)
+    assert [gate.absent(now) for now in (100.0, 130.0)] == [0.0, 30.0]
+    gate.present()
+    assert [gate.absent(now) for now in (140.0, 200.0)] == [0.0, 60.0]
+
+
+def test_an_open_gate_waits_for_an_absent_model():
+    """It was there before."""
+    gate = Gate(is_open=True)
+    assert [gate.absent(now) for now in (100.0, 10_000.0)] == [0.0, 0.0]
+
+
 def test_until_the_first_answer_nobody_else_asks(tmp_path):
     """Three splits are there from the beginning; two of them wait for the first request of the third."""
     first = threading.Event()

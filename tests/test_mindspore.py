@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from datetime import UTC, datetime
+from itertools import count
 from random import Random
 
 import pyarrow as pa
@@ -11,10 +13,12 @@ import pytest
 from demo import DEMO
 from hypothesis import given
 from hypothesis import strategies as st
+from service import recording
 
 from jobs import ROOT, call, job_file, letters, loaded, put, receipts, results, score, stats
 from pipeline.converse import Answered, Dead, Scored, Send, Setting, converse
 from pipeline.errors import JobError
+from pipeline.gate import Gate
 from pipeline.ids import row_namer
 from pipeline.mindspore import MindSpore
 from pipeline.pack import Block, Limits, pack
@@ -75,8 +79,8 @@ TEXTS = [
     ),
     ("Call f Failed, method: 'm', stage index(begin with 1): 1, error msg: Time out", Action.REJECT),
     ("Serving Error: enqueued requests count exceeds the limit 10000", Action.SLOWER),
-    ("Request servable(demo) method(echo) , servable is not available", Action.SLOWER),
-    ("Predict failed, Request servable(demo) method(echo)  version(2) , servable is not available", Action.SLOWER),
+    ("Request servable(demo) method(echo) , servable is not available", Action.ABSENT),
+    ("Predict failed, Request servable(demo) method(echo)  version(2) , servable is not available", Action.ABSENT),
     ("Request servable(demo) method(nosuch) , method is not available", Action.STOP),
     ("please check url, the keyword:[model] must contain.", Action.STOP),
     ("http message only support POST right now", Action.STOP),
@@ -330,6 +334,95 @@ def test_a_method_that_is_not_there_ends_the_job(tmp_path, sandbox):
     done = call("run", job(tmp_path, sandbox(), "nosuch", model="echo", input__send=["x"]))
     assert done.code == 4
     assert "method is not available" in done.err
+    assert "mend service.url, or method in service.options, and run it again" in done.err
+
+
+def test_the_documents_request_is_what_is_sent_of_parquet_rows(tmp_path):
+    """Both of its instances in one body, but for the type that may be left out."""
+    boxes = [[[1, 1], [2, 3], [3, 4]], [[2, 2], [5, 5], [6, 6]]]
+    pictures = [b"\x89PNG\r\n zero", b"\x89PNG\r\n one"]
+    columns = {"tag": ["one", "two"], "box": pa.array(boxes, pa.list_(pa.list_(pa.int32()))), "image": pictures}
+    put(tmp_path / "in" / "a.parquet", pa.table(columns))
+    with serving() as service:
+        done = call("run", job(tmp_path, service.url, "f", model="m", input={"path": "in/*.parquet"}), "--no-probe")
+    assert done.code == 0, done.err
+    [asked] = service.calls
+    assert asked.path.endswith("/model/m:f")
+    assert json.loads(asked.body) == {
+        "instances": [
+            {"tag": "one", "box": boxes[0], "image": {"b64": b64encode(pictures[0]).decode()}},
+            {"tag": "two", "box": boxes[1], "image": {"b64": b64encode(pictures[1]).decode()}},
+        ]
+    }
+
+
+ABSENT = json.dumps(failed("Request servable(m) method(f) , servable is not available")).encode()
+
+
+def serving(*absent):
+    """Answer each instance with its x, but say at some requests, by number, that the servable is not there."""
+    numbers = count()
+
+    def answer(call):
+        if next(numbers) in absent:
+            return 200, {}, ABSENT
+        return 200, {}, json.dumps({"instances": json.loads(call.body)["instances"]}).encode()
+
+    return recording(answer)
+
+
+def absent_job(folder, url, rows=40):
+    put(folder / "in" / "a.parquet", pa.table({"id": range(rows), "x": range(rows)}))
+    return job(folder, url, "f", model="m", input__send=["x"], service__limits={"rows": 1, "in_flight": 2})
+
+
+def test_a_model_that_was_never_there_ends_the_job(tmp_path, monkeypatch, caplog):
+    """Not at once, for it may be loading, and long before an outage is over; with the keys that may be wrong."""
+    monkeypatch.setattr(Gate, "ABSENT_SECONDS", 2.0)
+    with serving(*range(10_000)) as service:
+        done = call("run", absent_job(tmp_path, service.url))
+    assert done.code == 4
+    assert [record.message for record in caplog.records] == [
+        "Request servable(m) method(f) , servable is not available; it may still be loading: 2 s are left"
+    ]
+    [line] = [line for line in done.err.splitlines() if line.startswith("ERROR")]
+    assert "servable is not available, for " in line
+    assert f"({service.url}/model/m:f); mend service.url, or model or version in service.options, and run it" in line
+    assert (letters(tmp_path / "out"), receipts(tmp_path / "out")) == ([], {})
+    with serving() as service:
+        assert call("run", tmp_path / "job.yaml", "--set", f"service.url={service.url}").code == 0
+        assert len(service.calls) == 40
+
+
+def test_a_model_that_is_still_loading_is_waited_for(tmp_path):
+    """The server is up before its model."""
+    with serving(0, 1, 2) as service:
+        assert call("run", absent_job(tmp_path, service.url)).code == 0
+    assert len(results(tmp_path / "out")) == 40
+
+
+def test_one_of_two_servers_that_does_not_have_the_model_is_left_out(tmp_path, caplog):
+    """It is tried again from time to time; the other one answers all rows."""
+    with serving(*range(10_000)) as without, serving() as having:
+        file = absent_job(tmp_path, [without.url, having.url], rows=400)
+        done = call("run", file)
+    assert done.code == 0, done.err
+    assert len(results(tmp_path / "out")) == 400
+    assert len(having.calls) == 400
+    [record] = caplog.records
+    assert f"{without.url}/model/m:f is left out while it fails, and others get its requests: Req" in record.message
+    assert 1 <= len(without.calls) < 20
+
+
+def test_a_model_that_goes_and_comes_back_is_waited_for(tmp_path, monkeypatch, caplog):
+    """However long it takes: it was there."""
+    monkeypatch.setattr(Gate, "ABSENT_SECONDS", 0.01)
+    with serving(*range(5, 9)) as service:
+        done = call("run", absent_job(tmp_path, service.url))
+    assert done.code == 0, done.err
+    assert not caplog.records
+    assert len(results(tmp_path / "out")) == 40
+    assert letters(tmp_path / "out") == []
 
 
 def test_an_input_that_is_missing_ends_the_job(tmp_path, sandbox):
@@ -338,3 +431,4 @@ def test_an_input_that_is_missing_ends_the_job(tmp_path, sandbox):
     done = call("run", job(tmp_path, sandbox(), "echo", model="echo", input__send=["y"]))
     assert done.code == 4
     assert "Cannot find input x" in done.err
+    assert "mend input.send or input.rename and run it again" in done.err

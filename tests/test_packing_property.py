@@ -20,8 +20,8 @@ from pyarrow import types
 from slowjson import as_said, batch_of, same, tables
 
 import jobs
-from pipeline import plan
-from pipeline.encode import RowEncoder
+from pipeline import encode, plan
+from pipeline.encode import LONG, RowEncoder
 from pipeline.ids import row_namer
 from pipeline.modelarts import ModelArts
 from pipeline.pack import MAX_ROWS, Block, Limits, pack
@@ -71,9 +71,17 @@ def rows_in(body):
 
 
 @examples(1.5)
-@given(tables(max_rows=12), st.booleans(), st.sampled_from(FORMS), CUTS, ROWS, EDGES)
-def test_requests_are_read_back_as_the_rows_in_order(table, reject_nan, form, cuts, most_rows, edge):
-    """Of any types: a row is refused for its size if and only if it is too large alone, and no body is over a limit."""
+@given(tables(max_rows=12), st.booleans(), st.sampled_from(FORMS), CUTS, ROWS, EDGES, st.sampled_from([0, LONG]))
+def test_requests_are_read_back_as_the_rows_in_order(table, reject_nan, form, cuts, most_rows, edge, long):
+    """Of any types: a row is refused for its size if and only if it is too large alone, and no body is over a limit.
+
+    However long rows are that are handled one by one.
+    """
+    with mock.patch.object(encode, "LONG", long):
+        _see_requests(table, reject_nan, form, cuts, most_rows, edge)
+
+
+def _see_requests(table, reject_nan, form, cuts, most_rows, edge):
     schema, rows = table
     batch, frame = batch_of(schema, rows), ModelArts(ModelArtsOptions(**form)).frame
     alone, said = sizes(batch, frame, reject_nan), as_said(schema, rows, reject_nan=reject_nan)

@@ -1,7 +1,7 @@
 """MindSpore Serving's REST interface: what it makes of any request, in its own words. No I/O but that of the service.
 
-Faithful to version 2.0.2, but for the status line, whose reason phrase there is `Client`, and for what its JSON parser
-says of what is no JSON.
+Faithful to version 2.0.2, but for the status line, whose reason phrase there is `Client`, and for some of what its JSON
+parser says of what is no JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from starlette.responses import Response
 from pipeline.sandbox.faults import OK
 from pipeline.sandbox.infer import Service
 from pipeline.sandbox.replies import reply
-from pipeline.sandbox.tensors import Hangs, Misshapen, Told, tensor_of, unread
+from pipeline.sandbox.strictjson import NoJson, document_of
+from pipeline.sandbox.tensors import INSTANCES, Hangs, Misshapen, Told, instances_of, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,8 +46,6 @@ Servables = dict[str, dict[str, Method]]
 
 _NEWEST: Final = (0, 1)
 _MOST_VERSION: Final = 2**32 - 1
-_INTEGERS: Final = (-(2**63), 2**64)
-_INSTANCES: Final = "instances"
 
 
 class Called(NamedTuple):
@@ -98,9 +97,9 @@ class Serving:
         """Return the instances of a request, each with its tensors by name. Raises Told or Hangs."""
         if not body:
             raise Told("http message invalid")
-        document = _json(body)
+        document = _document(body)
         self._called = called(self._target)
-        instances = [{name: tensor_of(value) for name, value in one.items()} for one in _instances(document)]
+        instances = [{name: tensor_of(value) for name, value in one.items()} for one in instances_of(document)]
         self._method = self._find()
         for instance in instances:
             self._check(instance)
@@ -147,12 +146,12 @@ class Serving:
 
     def write(self, answer: Answer[Any]) -> bytes:
         """Return the reply's body."""
-        return json.dumps({_INSTANCES: answer.predictions}, ensure_ascii=False, separators=(",", ":")).encode()
+        return json.dumps({INSTANCES: answer.predictions}, ensure_ascii=False, separators=(",", ":")).encode()
 
     def peek(self, body: bytes, content_type: str = "") -> tuple[object, list[dict[str, Any]]]:  # noqa: ARG002
         """Return the instances of any body; none if it has no such thing."""
         try:
-            return "", _instances(_json(body))
+            return "", instances_of(_document(body))
         except Told:
             return "", []
 
@@ -169,7 +168,7 @@ def answer(servables: Servables, verb: str, target: str, body: bytes, limit: int
         rows = serving.predict(serving.read(body)[1])
     except Told as told:
         return 200, bytes(told.response().body)
-    return 200, json.dumps({_INSTANCES: rows}, ensure_ascii=False, separators=(",", ":")).encode()
+    return 200, json.dumps({INSTANCES: rows}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _refuse(verb: str, size: int, limit: int) -> None:
@@ -182,6 +181,13 @@ def _refuse(verb: str, size: int, limit: int) -> None:
 _UNKNOWN: Final = (
     b"<HTML><HEAD>\n<TITLE>501 Not Implemented</TITLE>\n</HEAD><BODY>\n<H1>Not Implemented</H1>\n</BODY></HTML>\n"
 )
+
+
+def _document(body: bytes) -> Any:
+    try:
+        return document_of(body)
+    except NoJson as error:
+        raise Told(f"Illegal JSON format.{error}") from None
 
 
 def _given(value: Any) -> Any:
@@ -204,65 +210,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(one) for one in value]
     return value if np.isfinite(value) else None
-
-
-def _json(body: bytes) -> Any:
-    """Read JSON as the server's parser does: integers that do not fit 64 bits are floats."""
-    try:
-        document = json.loads(
-            body.decode("utf-8-sig"), parse_int=_integer, parse_float=_float, parse_constant=_no_constant
-        )
-        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise Told(f"Illegal JSON format.{error if isinstance(error, _Overflow) else ''}") from None
-    return document
-
-
-class _Overflow(ValueError):
-    """A number beyond doubles."""
-
-
-def _integer(text: str) -> int | float:
-    value = int(text)
-    return value if _INTEGERS[0] <= value < _INTEGERS[1] else _float(text)
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if not np.isfinite(value):
-        raise _Overflow(f"[json.exception.out_of_range.406] number overflow parsing '{text}'")
-    return value
-
-
-def _no_constant(_: str) -> float:
-    raise ValueError("invalid literal")
-
-
-def _instances(document: Any) -> list[dict[str, Any]]:
-    count = int(isinstance(document, dict) and _INSTANCES in document)
-    if not count:
-        raise unread("key 'instances' expects to exist once, but actually 0 times")
-    given = document[_INSTANCES]
-    if isinstance(given, dict):
-        if not given:
-            raise unread("json object, value is empty")
-        return [_named(given)]
-    if not isinstance(given, list) or (given and not isinstance(given[0], dict)):
-        raise unread("instances no key mode is not supported")
-    if not given:
-        raise unread("instances value is array type, but no value")
-    for one in given:
-        if not isinstance(one, dict):
-            raise unread("json array, instance is not object type")
-        if not one:
-            raise unread("json array, instance is object type, but no value")
-    return [_named(one) for one in given]
-
-
-def _named(instance: dict[str, Any]) -> dict[str, Any]:
-    if "" in instance:
-        raise unread("string key is empty")
-    return instance
 
 
 class MindSpore:

@@ -1,4 +1,4 @@
-"""How MindSpore Serving reads the values of an instance: JSON -> tensors, with its parser's own rules and words."""
+"""How MindSpore Serving reads instances and their values: JSON -> tensors, with its parser's own rules and words."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ KINDS: Final = {
 }
 _ALPHABET: Final = frozenset(ascii_letters + digits + "+/")
 _WRAP: Final = 2**32
+INSTANCES: Final = "instances"
 
 
 class Told(Refusal):
@@ -40,6 +41,34 @@ class Hangs(Exception):
 def unread(text: str) -> Told:
     """Return what is said of a request that is JSON, and not what it should be."""
     return Told(f"Parser request failed, {text}")
+
+
+def instances_of(document: Any) -> list[dict[str, Any]]:
+    """Return the instances of a request. Raises Told."""
+    count = int(isinstance(document, dict) and INSTANCES in document)
+    if not count:
+        raise unread("key 'instances' expects to exist once, but actually 0 times")
+    given = document[INSTANCES]
+    if isinstance(given, dict):
+        if not given:
+            raise unread("json object, value is empty")
+        return [_named(given)]
+    if not isinstance(given, list) or (given and not isinstance(given[0], dict)):
+        raise unread("instances no key mode is not supported")
+    if not given:
+        raise unread("instances value is array type, but no value")
+    for one in given:
+        if not isinstance(one, dict):
+            raise unread("json array, instance is not object type")
+        if not one:
+            raise unread("json array, instance is object type, but no value")
+    return [_named(one) for one in given]
+
+
+def _named(instance: dict[str, Any]) -> dict[str, Any]:
+    if "" in instance:
+        raise unread("string key is empty")
+    return instance
 
 
 def tensor_of(value: object) -> Any:
