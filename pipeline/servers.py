@@ -34,12 +34,15 @@ class Sign(NamedTuple):
     action: Action
 
 
-_VALUES: Final = Sign(500, r"^(ValueError|TypeError|KeyError|IndexError) ?:", Action.REJECT)
-"""A Python exception about the values that a model was given, in KServe's words."""
+_VALUES: Final = Sign(500, r"^[\w.]*(Value|Type|Key|Index|Overflow)Error ?:", Action.REJECT)
+"""A Python exception about the values that a model was given, as KServe words it, and a traceback."""
+
+_LOADING: Final = Sign(400, r"^Model .* is not ready yet\.$", Action.SLOWER)
+"""MLServer's word for a model that it is loading; no row is the reason."""
 
 SIGNS: Final[Mapping[str, tuple[Sign, ...]]] = {
     "kserve": (_VALUES,),
-    "open-inference": (_VALUES,),
+    "open-inference": (_VALUES, _LOADING),
     "tensorflow": (
         Sign(409, "", Action.RETRY),  # aborted
         Sign(499, "", Action.RETRY),  # cancelled
@@ -61,7 +64,8 @@ def judged(protocol: str, status: int, headers: Mapping[str, str], body: bytes) 
     if fault.by in _PLATFORM:
         return fault
     said = _object(body)
-    fault = fault._replace(code=_code(said) or fault.code, message=_detail(said) or fault.message)
+    message = _detail(said) or _raised(body) or fault.message
+    fault = fault._replace(code=_code(said) or fault.code, message=message)
     if said and status not in _BETWEEN:
         fault = fault._replace(by="model")
     for sign in (*SIGNS.get(protocol, ()), *_EVERYWHERE):
@@ -100,6 +104,15 @@ def _detail(said: Mapping[str, Any]) -> str | None:
         return None
     found = [_finding(one) for one in detail if isinstance(one, dict)]
     return "; ".join(found)[:500] or None
+
+
+def _raised(body: bytes) -> str | None:
+    """Return the exception at the end of a Python traceback, as MLServer and other servers answer while they debug."""
+    if not body.startswith(b"Traceback (most recent call last):"):
+        return None
+    text = body.decode("utf-8", "replace").rpartition('\n  File "')[2]
+    exception = re.search(r"\n(\S.*)", text, re.DOTALL)  # behind the last frame's code, which is indented
+    return " ".join(exception[1].split())[:500] if exception else None
 
 
 def _finding(one: Mapping[str, Any]) -> str:

@@ -103,6 +103,10 @@ class OpenInferenceOptions(VersionedOptions):
         Text | None, marked("answers", "All columns are one tensor of this name; default: a tensor a column.")
     ] = None
     outputs: Annotated[MaybeTexts, marked("answers", "The outputs asked for; default: the model's own choice.")] = ()
+    parameters: Annotated[
+        Annotated[dict[str, Any], BeforeValidator(_parameters), _OBJECT],
+        marked("answers", "Parameters of the request, such as content_type: pd for columns of a table."),
+    ] = Field(default_factory=dict)
 
 
 class TorchServeOptions(VersionedOptions, RowsOptions):

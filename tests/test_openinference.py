@@ -64,6 +64,22 @@ def test_all_columns_may_be_one_tensor():
     }
 
 
+def test_a_whole_number_that_the_common_datatype_would_round_is_refused():
+    """FP64 has 53 bits: a larger number is sent only where it is exact."""
+    numbers = pa.array([2**53, 2**53 + 1, 2**63 - 1, -(2**62)])
+    (chunk,) = chunks_of(adapter(tensor="t"), pa.record_batch({"n": numbers, "x": [0.5] * 4}))
+    assert [one.source_row for one in chunk.refused] == [1, 2]
+    assert chunk.refused[0].message == "n is 9007199254740993, which a tensor of FP64 would round"
+    assert json.loads(adapter(tensor="t").wire(chunk.body))["inputs"][0]["data"] == [2**53, 0.5, -(2**62), 0.5]
+
+
+def test_parameters_are_those_of_the_request():
+    """And part of it, whether rows are sent together or alone."""
+    made = adapter(parameters={"content_type": "pd"}, outputs=["a"])
+    assert list(sent(made, FLOWERS)) == ["parameters", "outputs", "inputs"]
+    assert sent(made, FLOWERS)["parameters"] == {"content_type": "pd"}
+
+
 SHAPED = pa.array([[[1.0, 2.0]], [[3.0, 4.0]]], pa.list_(pa.list_(pa.float32(), 2), 1))
 FIXED = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(8, dtype=np.int8).reshape(2, 2, 2))
 COLUMNS = [

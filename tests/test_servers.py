@@ -12,12 +12,29 @@ from pipeline.status import Action
 
 DETAIL = {"detail": [{"type": "missing", "loc": ["body", "messages"], "msg": "Field required"}]}
 TORCH = {"code": 503, "type": "InternalServerException", "message": "Prediction failed"}
+
+
+def traceback(last):
+    """Return a body as a server gives it that is debugged."""
+    frame = '  File "/a/b.py", line 1, in f\n    raise ValueError("no")\n    ^^^^^^\n'
+    return f"Traceback (most recent call last):\n{frame}{frame}{last}\n".encode()
+
+
 ERRORS = [
     # protocol, status, body, what it means, code, message
     ("kserve", 404, {"error": "Model with name nope does not exist."}, "STOP", None, "Model with name nope"),
     ("kserve", 400, {"error": 'Expected "instances" to be a list'}, "REJECT", None, "Expected"),
     ("kserve", 500, {"error": "KeyError : 'instances'"}, "REJECT", None, "KeyError : 'instances'"),
     ("kserve", 500, {"error": "ValueError : X has 3 features"}, "REJECT", None, "ValueError : X has 3"),
+    ("kserve", 500, {"error": "UFuncTypeError : ufunc 'matmul' did not"}, "REJECT", None, "UFuncTypeError : ufunc"),
+    ("kserve", 500, {"error": "OverflowError : Python integer 300 out"}, "REJECT", None, "OverflowError"),
+    ("open-inference", 400, {"error": "Model iris is not ready yet."}, "SLOWER", None, "Model iris is not ready"),
+    ("open-inference", 400, {"error": "Model m with version v is not ready yet."}, "SLOWER", None, "Model m"),
+    ("open-inference", 500, traceback("ValueError: a\n  b"), "REJECT", None, "ValueError: a b"),
+    ("open-inference", 500, traceback("numpy.exceptions.AxisError: axis 1"), "RETRY", None, "numpy.exceptions.AxisErr"),
+    ("open-inference", 500, traceback("np._UFuncTypeError: no"), "REJECT", None, "np._UFuncTypeError: no"),
+    ("open-inference", 500, b"Traceback (most recent call last):", "RETRY", None, "Traceback"),
+    ("open-inference", 500, b"Internal Server Error", "RETRY", None, "Internal Server Error"),
     ("kserve", 500, {"error": "RuntimeError : out of memory"}, "RETRY", None, "RuntimeError"),
     ("kserve", 503, {"error": "Model with name iris is not ready."}, "SLOWER", None, "Model with name"),
     ("kserve", 405, {"detail": "Method Not Allowed"}, "STOP", None, "Method Not Allowed"),
