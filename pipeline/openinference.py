@@ -139,7 +139,7 @@ def _unread(status: int, body: bytes, error: Exception) -> Fault:
 
 def _joined(same: Sequence[Tensor]) -> Tensor:
     first = same[0]
-    data = b",".join([bytes(one.data)[1:-1] for one in same])
+    data = b",".join([row for one in same if (row := bytes(one.data)[1:-1])])  # a row may have no values at all
     return Tensor(first.name, [len(same), *first.shape[1:]], first.datatype, Raw(b"[" + data + b"]"))
 
 

@@ -148,6 +148,7 @@ def started(line, folder, port, ready):
             assert process.poll() is None, (folder / "server.log").read_text()
             yield server
         finally:
+            server.wake()  # MLServer does not end while a model is loading
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(10)

@@ -91,6 +91,7 @@ COLUMNS = [
     (pa.array(["a,]\n", "\u4e2d"]), "BYTES", [2], ["a,]\n", "\u4e2d"]),
     (pa.array(["a", "b"]).dictionary_encode(), "BYTES", [2], ["a", "b"]),
     (SHAPED, "FP32", [2, 1, 2], [1.0, 2.0, 3.0, 4.0]),
+    (pa.array([[], []], pa.list_(pa.int8(), 0)), "INT8", [2, 0], []),
     (FIXED, "INT8", [2, 2, 2], list(range(8))),
 ]
 
