@@ -38,7 +38,7 @@ MODELS = """
     class Iris(SKLearnModel):
         async def predict(self, payload):
             with open(HERE / "calls", "a") as calls:
-                calls.write(".")
+                print(payload.parameters.headers["content-length"], file=calls)
             first = payload.inputs[0]
             measures = list(first.data)[:: first.shape[-1]]
             if POISON in measures:

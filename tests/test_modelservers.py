@@ -21,25 +21,11 @@ TENSOR = {"protocol": "open-inference", "options": {"model": "iris", "tensor": "
 WAYS = {"kserve, V1": ("kserve", LISTS), "kserve, V2": ("kserve", TENSOR), "mlserver, V2": ("mlserver", TENSOR)}
 
 
-@pytest.fixture(scope="module")
-def serve(tmp_path_factory):
-    """Start a server by its name, once for all tests here."""
-    with ExitStack() as stack:
-        there = {}
-
-        def served(name):
-            if name not in there:
-                there[name] = stack.enter_context(SERVING[name].running(tmp_path_factory.mktemp(name)))
-            return there[name]
-
-        yield served
-
-
 @pytest.fixture(params=list(WAYS))
-def way(request, serve):
+def way(request, model_server):
     """A server, and what a job says of its protocol."""
     name, about = WAYS[request.param]
-    return serve(name), about
+    return model_server(name), about
 
 
 def job(folder, url, about, table=None, **keys):
@@ -56,12 +42,12 @@ def changed(table, values):
 
 
 @pytest.mark.parametrize(("name", "server"), [("kserve-iris", "kserve"), ("open-inference-iris", "mlserver")])
-def test_a_shipped_job_scores_the_flowers(tmp_path, serve, name, server):
+def test_a_shipped_job_scores_the_flowers(tmp_path, model_server, name, server):
     """As it stands, but for the address; the output is proved, and the species are right."""
     shutil.copytree(ROOT / "jobs" / "data", tmp_path / "jobs" / "data")
     path = tmp_path / "jobs" / f"{name}.yaml"
     shutil.copy(ROOT / "jobs" / path.name, path)
-    given = ("--param", f"service={serve(server).url}")
+    given = ("--param", f"service={model_server(server).url}")
     done = call("run", path, "-q", *given)
     assert done.code == 0, done.err
     assert "150 results + 0 dead letters: verified" in call("verify", path, *given).out
@@ -91,6 +77,21 @@ def test_rows_that_the_model_crashes_on_are_the_only_dead_letters(tmp_path, way)
     assert not proved(tmp_path / "out")
 
 
+def test_requests_are_within_the_limit(tmp_path, way):
+    """What is sent is never larger than `limits.body`, and has several rows; every row has its own answer."""
+    server, about = way
+    answers = []
+    for body in ("1MB", "1000"):
+        folder, before = tmp_path / body, len(server.calls)
+        done = call("run", job(folder, server.url, about), "-q", "--set", f"service.limits={{body: {body}}}")
+        assert done.code == 0, done.err
+        answers.append(results(folder / "out")["prediction"].to_pylist())
+    sizes = server.calls[before:]
+    assert answers[0] == answers[1]
+    assert max(sizes) <= 1000
+    assert len(sizes) < 40
+
+
 REFUSALS = [
     ("kserve", {**LISTS, "options": {"model": "nope", "rows": "lists"}}, SEND, "Model with name nope does not exist"),
     ("kserve", {**TENSOR, "options": {"model": "nope"}}, SEND, "Model with name nope does not exist"),
@@ -113,21 +114,21 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("name", "about", "send", "said"), REFUSALS, ids=[one[3] for one in REFUSALS])
-def test_what_concerns_every_row_stops_the_job(tmp_path, serve, name, about, send, said):
+def test_what_concerns_every_row_stops_the_job(tmp_path, model_server, name, about, send, said):
     """No model, no version, not its inputs, not its outputs: exit code 4, the server's words, and no dead letters."""
-    path = job(tmp_path, serve(name).url, about, input={"path": "in/*.parquet", "send": send})
+    path = job(tmp_path, model_server(name).url, about, input={"path": "in/*.parquet", "send": send})
     done = call("run", path, "-q")
     assert done.code == 4
     assert said in done.err
     assert not letters(tmp_path / "out")
 
 
-def test_columns_of_a_table_are_tensors_where_the_server_is_told_so(tmp_path, serve):
+def test_columns_of_a_table_are_tensors_where_the_server_is_told_so(tmp_path, model_server):
     """MLServer makes a table of them by a parameter of the request; the answers are those of one tensor."""
     answers = []
     for about in (TENSOR, {**TENSOR, "options": {"model": "iris", "parameters": {"content_type": "pd"}}}):
         folder = tmp_path / str(len(answers))
-        assert call("run", job(folder, serve("mlserver").url, about), "-q").code == 0
+        assert call("run", job(folder, model_server("mlserver").url, about), "-q").code == 0
         answers.append(results(folder / "out")["prediction"].to_pylist())
     assert answers[0] == answers[1]
     assert len(set(answers[0])) > 1
@@ -140,9 +141,9 @@ def test_a_model_that_is_not_ready_is_waited_for(tmp_path, way):
     path = job(tmp_path, server.url, {**about, "options": {**about["options"], "model": "waking"}})
     asked = (tmp_path / "out" / "job.json").exists
     with process("run", path) as started:
-        until(lambda: asked() and server.refused("waking") >= 2)
+        until(lambda: asked() and server.refused("waking") >= 2, seconds=200)
         server.wake()
-        _, said = started.communicate(timeout=100)
+        _, said = started.communicate(timeout=300)
     assert started.returncode == 0, said
     assert not letters(tmp_path / "out")
     assert len(results(tmp_path / "out")) == 60
@@ -157,10 +158,10 @@ def test_a_server_that_is_killed_and_started_again_in_the_middle_loses_nothing(t
         with SERVING[name].running(tmp_path / name) as server:
             service = {"url": server.url, "limits": {"rows": 10, "in_flight": 2, "rate": "20/s"}, **about}
             started = stack.enter_context(process("run", job_file(tmp_path, "", service=service)))
-            until(lambda: server.calls > 10)
+            until(lambda: len(server.calls) > 10, seconds=200)
             server.kill()
         with SERVING[name].running(tmp_path / name, port=server.port):
-            out, err = started.communicate(timeout=100)
+            out, err = started.communicate(timeout=300)
             assert started.returncode == 0, err
     assert " 0 retries" not in out + err
     assert len(results(tmp_path / "out")) == 600

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 
-import kserving
-import mlserving
 import pyarrow as pa
 import pytest
 
@@ -62,16 +59,10 @@ TAKEN = [
 ]
 
 
-@pytest.fixture(scope="module")
-def urls(tmp_path_factory):
-    """KServe for V1, and MLServer for V2."""
-    with ExitStack() as stack:
-        v1 = stack.enter_context(kserving.running(tmp_path_factory.mktemp("v1")))
-        v2 = stack.enter_context(mlserving.running(tmp_path_factory.mktemp("v2")))
-        yield {"kserve": v1.url, "open-inference": v2.url}
+SERVERS = {"kserve": "kserve", "open-inference": "mlserver"}
 
 
-def ran(folder, urls, about, kind, good, odd, **keys):
+def ran(folder, model_server, about, kind, good, odd, **keys):
     """Run a job over three rows, of which the second is the odd one; returns answers and reasons by row."""
     declared = isinstance(kind, str)
     given = {"path": "in/*.jsonl" if declared else "in/*.parquet", "keep": ["id"], **keys}
@@ -84,7 +75,7 @@ def ran(folder, urls, about, kind, good, odd, **keys):
         odd = odd if isinstance(odd, pa.Array) else pa.array([odd], kind)
         column = pa.chunked_array([pa.array([good], kind), odd, pa.array([good], kind)])
         put(folder / "in" / "a.parquet", pa.table({"id": [0, 1, 2], "x": column}))
-    service = {"url": urls[about["protocol"]], **about}
+    service = {"url": model_server(SERVERS[about["protocol"]]).url, **about}
     done = call("run", job_file(folder, "", input=given, service=service, errors={"allow": 1}), "-q")
     assert done.code == 0, done.err
     assert not proved(folder / "out")
@@ -105,25 +96,25 @@ def called(cases):
 
 
 @pytest.mark.parametrize(("about", "kind", "good", "bad", "why"), [one[1:] for one in REFUSED], ids=called(REFUSED))
-def test_a_row_without_a_form_is_refused_alone(tmp_path, urls, about, kind, good, bad, why):
+def test_a_row_without_a_form_is_refused_alone(tmp_path, model_server, about, kind, good, bad, why):
     """It says the rule; the rows beside it have their answers."""
-    answers, reasons = ran(tmp_path, urls, about, kind, good, bad)
+    answers, reasons = ran(tmp_path, model_server, about, kind, good, bad)
     assert answers == {0: good, 2: good}
     assert list(reasons) == [1]
     assert why in reasons[1]
 
 
 @pytest.mark.parametrize(("about", "kind", "good", "odd", "said"), [one[1:] for one in TAKEN], ids=called(TAKEN))
-def test_a_row_that_has_a_form_is_sent_in_it(tmp_path, urls, about, kind, good, odd, said):
+def test_a_row_that_has_a_form_is_sent_in_it(tmp_path, model_server, about, kind, good, odd, said):
     """As the protocol has it, and it comes back."""
-    answers, reasons = ran(tmp_path, urls, about, kind, good, odd)
+    answers, reasons = ran(tmp_path, model_server, about, kind, good, odd)
     assert repr(answers) == repr({0: good, 1: said, 2: good})
     assert not reasons
 
 
-def test_numbers_that_json_lacks_are_refused_where_the_job_says_so(tmp_path, urls):
+def test_numbers_that_json_lacks_are_refused_where_the_job_says_so(tmp_path, model_server):
     """V1 has null for them otherwise."""
-    answers, reasons = ran(tmp_path, urls, V1, pa.float64(), 1.0, float("inf"), nan="reject")
+    answers, reasons = ran(tmp_path, model_server, V1, pa.float64(), 1.0, float("inf"), nan="reject")
     assert answers == {0: 1.0, 2: 1.0}
     assert reasons == {1: "x is inf, and the job file says nan: reject"}
 
