@@ -14,7 +14,7 @@ from pyarrow import types
 
 from pipeline.encode import Encoded, column_form, encoded_lines, wire_names
 from pipeline.errors import JobError
-from pipeline.jsonform import is_text, rows_of
+from pipeline.jsonform import is_bytes, is_text, rows_of
 from pipeline.leaves import Converted
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ def _mend(kind: Any) -> str:
         return ", and a tensor's rows have one shape; give its length in input.columns: fixed_size_list<...>[N]"
     if types.is_float16(kind):
         return ", and the protocol has no FP16 in JSON; cast it in input.columns to float"
+    if is_bytes(kind):
+        return ", and in JSON the protocol's BYTES are text; cast it in input.columns to string, or leave it out"
     return "; allowed in a tensor: numbers, bool, text, and lists of them of a fixed size"
 
 

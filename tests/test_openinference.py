@@ -108,7 +108,7 @@ def test_a_column_has_the_datatype_and_the_shape_of_its_type(column, datatype, s
     [
         (pa.float16(), "no FP16 in JSON; cast it in input.columns to float"),
         (pa.list_(pa.float32()), "a tensor's rows have one shape"),
-        (pa.binary(), "allowed in a tensor"),
+        (pa.binary(), "in JSON the protocol's BYTES are text; cast it in input.columns to string"),
         (pa.timestamp("s"), "allowed in a tensor"),
         (pa.decimal128(5), "allowed in a tensor"),
         (pa.struct({"a": pa.int8()}), "allowed in a tensor"),
