@@ -71,20 +71,20 @@ RUNTIMES = {"iris": "models.Iris", "waking": "models.Waking", "echo": "models.Ec
 
 
 @contextmanager
-def running(folder, *, port=None):
-    """Start the server in one process; skips where it cannot be had."""
+def running(folder, *, port=None, debug=True):
+    """Start the server in one process; with `debug`, as it comes, it answers with tracebacks. Skips without it."""
     venv, port = keystone.installed(PACKAGES), port or free_port()
     folder.mkdir(exist_ok=True)
-    prepare(venv, folder, port)
+    prepare(venv, folder, port, debug=debug)
     line = [venv / "bin" / "mlserver", "start", folder]
     with started(line, folder, port, "/v2/models/iris/ready") as server:
         yield server
 
 
-def prepare(venv, folder, port):
+def prepare(venv, folder, port, *, debug):
     """Write its settings and its models, and train the classifier."""
     ports = {"http_port": port, "grpc_port": free_port(), "metrics_endpoint": None}
-    put(folder / "settings.json", {"host": "127.0.0.1", "parallel_workers": 0, **ports})
+    put(folder / "settings.json", {"host": "127.0.0.1", "parallel_workers": 0, "debug": debug, **ports})
     put(folder / "given.json", [POISON, BROKEN, NEGATIVE])
     (folder / "models.py").write_text(textwrap.dedent(MODELS))
     for name, runtime in RUNTIMES.items():

@@ -77,6 +77,24 @@ def test_rows_that_the_model_crashes_on_are_the_only_dead_letters(tmp_path, way)
     assert not proved(tmp_path / "out")
 
 
+def test_a_server_that_does_not_say_why_it_fails_is_asked_again_and_then_the_row_is_found(tmp_path):
+    """MLServer without `debug`: each of its failures is the same text. Where all rows fail so the job is stopped."""
+    (tmp_path / "wrong").mkdir()
+    with mlserving.running(tmp_path / "server", debug=False) as server:
+        table, retry = changed(flowers(30), {7: POISON}), {"attempts": 2, "outage": "60s"}
+        done = call("run", job(tmp_path, server.url, TENSOR, table, retry=retry, errors={"allow": 1}), "-q")
+        given = {"path": "in/*.parquet", "send": SEND[:3]}
+        wrong = call("run", job(tmp_path / "wrong", server.url, TENSOR, retry=retry, input=given), "-q")
+    assert done.code == 0, done.err
+    [letter] = letters(tmp_path / "out")
+    assert (letter["source_row"], letter["kind"], letter["message"]) == (7, "exhausted", "Internal Server Error")
+    assert len(letter["history"]) == 2
+    assert len(results(tmp_path / "out")) == 29
+    assert not proved(tmp_path / "out")
+    assert wrong.code == 4
+    assert "the service refuses each of the first 3 rows: 500 Internal Server Error" in wrong.err
+
+
 def test_requests_are_within_the_limit(tmp_path, way):
     """What is sent is never larger than `limits.body`, and has several rows; every row has its own answer."""
     server, about = way
