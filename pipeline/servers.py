@@ -41,9 +41,11 @@ SIGNS: Final[Mapping[str, tuple[Sign, ...]]] = {
     "kserve": (_VALUES,),
     "open-inference": (_VALUES,),
     "tensorflow": (
+        Sign(400, r"keys must be equal to: [^\"{}]*$", Action.STOP),  # all rows have the same
         Sign(409, "", Action.RETRY),  # aborted
         Sign(499, "", Action.RETRY),  # cancelled
     ),
+    "mlflow": (Sign(400, r"^Model is missing inputs ", Action.STOP),),
     "torchserve": (
         Sign(503, "InternalServerException", Action.RETRY),  # its handler has failed: by the rows, or by itself
     ),
@@ -94,12 +96,25 @@ def _code(said: Mapping[str, Any]) -> str | None:
 
 
 def _detail(said: Mapping[str, Any]) -> str | None:
-    """Return in one line what a server finds wrong with a request, a list with a place and a text each."""
+    """Return in one line what a server finds wrong with a request, where it is not all that it says."""
     detail = said.get("detail")
-    if not isinstance(detail, list):
+    if isinstance(detail, list):  # with a place and a text each
+        found = [_finding(one) for one in detail if isinstance(one, dict)]
+        return "; ".join(found)[:500] or None
+    return _cause(said.get("message"), said.get("stack_trace"))
+
+
+def _cause(message: object, trace: object) -> str | None:
+    """Return what is wrong behind MLflow's words: it quotes all that was sent first, or tells it by a trace alone."""
+    if not isinstance(message, str):
         return None
-    found = [_finding(one) for one in detail if isinstance(one, dict)]
-    return "; ".join(found)[:500] or None
+    if isinstance(trace, str) and trace.strip():
+        message = f"{trace.strip().splitlines()[-1]} ({message.partition('. ')[0]})"
+    elif message.startswith("Failed to predict data '"):
+        message = message.rpartition("Error: ")[2]
+    else:
+        return None
+    return " ".join(message.split())[:500] or None
 
 
 def _finding(one: Mapping[str, Any]) -> str:
