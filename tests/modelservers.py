@@ -10,19 +10,19 @@ import json
 from base64 import b64encode
 
 import numpy as np
+import tfserving
 
 PREDICTIONS = {
     "/v1/models/iris:predict": "instances",
-    "/v1/models/iris/versions/1:predict": "instances",
     "/predictions/iris": "instances",
     "/invocations": "dataframe_records",
 }
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 CRASHES = {
     "/v1/models/iris:predict": (500, {"error": "ValueError : Input X is negative"}),
-    "/v1/models/iris/versions/1:predict": (400, {"error": "indices out of range"}),
+    "/v1/models/iris/versions/1:predict": (400, {"error": "indices[0] = -1 is not in [0, 3)"}),
     "/predictions/iris": (503, {"code": 503, "type": "InternalServerException", "message": "Prediction failed"}),
-    "/invocations": (400, {"error_code": "BAD_REQUEST", "message": "X is negative", "stack_trace": "..."}),
+    "/invocations": (400, {"error_code": "BAD_REQUEST", "message": "Invalid input. X is negative"}),
 }
 
 
@@ -40,6 +40,8 @@ def negative(row):
 def serve(call):
     """Answer one request."""
     body = json.loads(call.body)
+    if "/versions/" in call.path:
+        return tfserving.serve(call)
     if call.path in PREDICTIONS:
         status, said = predict(call.path, body)
     elif call.path == "/v2/models/iris/infer":

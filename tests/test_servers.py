@@ -12,6 +12,17 @@ from pipeline.status import Action
 
 DETAIL = {"detail": [{"type": "missing", "loc": ["body", "messages"], "msg": "Field required"}]}
 TORCH = {"code": 503, "type": "InternalServerException", "message": "Prediction failed"}
+TRACE = 'Traceback (most recent call last):\n  File "m.py", line 1\nValueError: x\n'
+MLFLOW_TRACE = {
+    "error_code": "BAD_REQUEST",
+    "message": "Encountered an unexpected error. Verify that",
+    "stack_trace": TRACE,
+}
+ENFORCED = (
+    "Failed to predict data '   a\n0  Error: 1'. \nError: Failed to enforce schema of data 'a' with schema 's'. Error: "
+)
+MLFLOW_MISSING = {"error_code": "INVALID_PARAMETER_VALUE", "message": f"{ENFORCED}Model is missing inputs ['x']."}
+MLFLOW_SAID = {**MLFLOW_MISSING, "message": f"{ENFORCED}Incompatible input types for column x."}
 ERRORS = [
     # protocol, status, body, what it means, code, message
     ("kserve", 404, {"error": "Model with name nope does not exist."}, "STOP", None, "Model with name nope"),
@@ -23,6 +34,8 @@ ERRORS = [
     ("kserve", 405, {"detail": "Method Not Allowed"}, "STOP", None, "Method Not Allowed"),
     ("kserve", 422, DETAIL, "REJECT", None, "body.messages: Field required"),
     ("tensorflow", 400, {"error": "JSON Parse error: The document is empty"}, "REJECT", None, "JSON Parse"),
+    ("tensorflow", 400, {"error": 'JSON object: {"a": 1} keys must be equal to: a,b'}, "STOP", None, "JSON object"),
+    ("tensorflow", 400, {"error": 'JSON object: {"a": "keys must be equal to: a"}'}, "REJECT", None, "JSON object"),
     ("tensorflow", 404, {"error": "Servable not found for request: Latest(half)"}, "STOP", None, "Servable"),
     ("tensorflow", 409, {"error": "aborted"}, "RETRY", None, "aborted"),
     ("tensorflow", 429, {"error": "queue is full"}, "SLOWER", None, "queue is full"),
@@ -41,7 +54,11 @@ ERRORS = [
     ),
     ("torchserve", 503, {**TORCH, "type": "ServiceUnavailableException"}, "SLOWER", "ServiceUnavailableException", ""),
     ("torchserve", 404, {**TORCH, "code": 404, "type": "ModelNotFoundException"}, "STOP", "ModelNotFoundException", ""),
-    ("mlflow", 400, {"error_code": "BAD_REQUEST", "message": "m", "stack_trace": "t"}, "REJECT", "BAD_REQUEST", "m"),
+    ("mlflow", 400, {"error_code": "BAD_REQUEST", "message": "m"}, "REJECT", "BAD_REQUEST", "m"),
+    ("mlflow", 400, MLFLOW_TRACE, "REJECT", "BAD_REQUEST", "ValueError: x (Encountered an unexpected error)"),
+    ("mlflow", 400, MLFLOW_MISSING, "STOP", "INVALID_PARAMETER_VALUE", "Model is missing inputs ['x']."),
+    ("mlflow", 400, MLFLOW_SAID, "REJECT", "INVALID_PARAMETER_VALUE", "Incompatible input types for column x."),
+    ("mlflow", 504, b"Request processing time exceeded limit", "TIMEOUT", None, "Request processing time"),
     ("mlflow", 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "m"}, "REJECT", "INVALID_PARAMETER_VALUE", ""),
     ("mlflow", 415, b"Unsupported content type", "STOP", None, "Unsupported content type"),
     ("mlflow", 500, b"Internal Server Error", "RETRY", None, "Internal Server Error"),
