@@ -15,25 +15,47 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Raw, Struct
 from msgspec.json import Decoder
+from pyarrow import types
 
 from pipeline.addresses import address
 from pipeline.encode import json_of
+from pipeline.errors import JobError
 from pipeline.jsonform import form_of
 from pipeline.replies import UNREADABLE, misfit, texts
 from pipeline.servers import around, counted, finite, judged, without
 from pipeline.status import SUCCESS
 from pipeline.template import TemplateEncoder
-from schemas.template import columns
+from schemas.template import COLUMN, columns, mark_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pipeline.encode import Encoded
     from pipeline.status import Fault
     from schemas.job import Input
     from schemas.servers import ChatOptions, EmbeddingsOptions
 
 MOST_INPUTS: Final = 2048
 _FAMILY: Final = "openai"
+
+
+class _FullEncoder(TemplateEncoder):
+    """Encodes rows, but for those with a null: servers make nothing of it, and some fail as if they were ill."""
+
+    def __init__(self, template: object, schema: pa.Schema, *, reject_nan: bool) -> None:
+        super().__init__(template, schema, reject_nan=reject_nan)
+        self._names = columns(template)
+
+    def encode(self, batch: pa.RecordBatch, row_uuids: pa.Array[Any] | None = None) -> Encoded:
+        """Encode all rows of the batch, in order."""
+        encoded = super().encode(batch, row_uuids)
+        nulls = {
+            row: f"{name} is null, and OpenAI's protocols have no null there"
+            for name in self._names
+            if batch.column(name).null_count
+            for row in np.flatnonzero(np.asarray(batch.column(name).is_null())).tolist()
+        }
+        return encoded._replace(refused={**nulls, **encoded.refused})
 
 
 class _Templated:
@@ -67,8 +89,8 @@ class _Templated:
         return columns(self._template)
 
     def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> TemplateEncoder:  # noqa: ARG002
-        """Return what fills in the template for each row."""
-        return TemplateEncoder(self._template, schema, reject_nan=given.nan == "reject")
+        """Return what fills in the template for each row that has all columns of it."""
+        return _FullEncoder(self._template, schema, reject_nan=given.nan == "reject")
 
     def frame(self, uuid: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - there is no place for it
         """Return what stands before and behind the comma-separated rows of a body."""
@@ -122,6 +144,17 @@ class Embeddings(_Templated):
     key = "input"
     answers = "data"
     most_rows = MOST_INPUTS
+
+    def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> TemplateEncoder:
+        """Return what fills in the template. Raises JobError for numbers: a list of them is one text, as tokens."""
+        mark, name = mark_of(self._template) or ("", "")
+        kind: Any = schema.field(name).type if mark == COLUMN else pa.null()
+        if types.is_integer(kind) or types.is_floating(kind):
+            raise JobError(
+                f"service.options.input: column {name!r} has type {kind}, and a list of numbers is read as the tokens "
+                f"of one text; allowed: text, or lists of tokens; mend: input.columns: {{{name}: string}}"
+            )
+        return super().encoder(given, schema, send)
 
     def _beside(self) -> dict[str, Any]:
         return {"encoding_format": "base64", **super()._beside()}

@@ -84,7 +84,9 @@ def tensor_form(field: pa.Field[Any], server: str, *, reject_nan: bool, b64: boo
         if types.is_floating(leaf.type):
             odd = ~np.isfinite(leaf.fill_null(0).to_numpy(zero_copy_only=False))
             for row, at in first_of(odd, rows):
-                faults.setdefault(row, f" is or has {leaf[at]}, and JSON has no such number")
+                faults.setdefault(
+                    row, f" {'has' if rows.shapes[row] else 'is'} {leaf[at]}, and JSON has no such number"
+                )
         values, told = form(column)
         return Converted(values, {**faults, **told})
 

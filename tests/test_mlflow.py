@@ -138,6 +138,28 @@ def test_rows_that_the_model_cannot_take_are_the_only_dead_letters(tmp_path, pic
     assert all(letter["message"].startswith("ValueError: negative not allowed (") for letter in told)
 
 
+def test_rows_with_something_missing_are_refused_alone(tmp_path, iris):
+    """A table has missing values, and this model takes none: the reason is the model's own."""
+    measures = [None if row in {2, 13} else value for row, value in enumerate(flowers(20)["petal_width"].to_pylist())]
+    table = flowers(20).set_column(4, "petal_width", pa.array(measures))
+    assert len(ran(tmp_path, iris, table, {}, errors__allow=2)) == 18
+    told = letters(tmp_path / "out")
+    assert [letter["source_row"] for letter in told] == [2, 13]
+    assert all("NaN" in letter["message"] for letter in told)
+
+
+def test_a_ragged_row_is_refused_alone_where_rows_are_a_tensor(tmp_path, picky):
+    """And rows of other shapes than most are answered apart."""
+    shapes = [[[row, 1.0], [2.0, 0.5]] for row in range(20)]
+    shapes[3], shapes[11] = [[1.0, 2.0], [3.0]], [[1.0, 2.0, 3.0]]
+    table = pa.table({"id": range(20), "x": shapes})
+    options = {"key": "inputs", "rows": "values"}
+    found = ran(tmp_path, picky, table, options, input__send=["x"], errors__allow=1)
+    assert [letter["source_row"] for letter in letters(tmp_path / "out")] == [3]
+    assert "inhomogeneous shape" in letters(tmp_path / "out")[0]["message"]
+    assert found == [6.0 if row == 11 else row + 3.5 for row in range(20) if row != 3]
+
+
 def test_columns_that_the_model_does_not_know_stop_the_job(tmp_path, iris):
     """No row dies of them: all have the same."""
     put(tmp_path / "in" / "rows.parquet", flowers(5))

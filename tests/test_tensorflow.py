@@ -112,6 +112,26 @@ def test_rows_that_the_model_cannot_take_are_the_only_dead_letters(tmp_path, ser
 
 
 @pytest.mark.parametrize("key", FORMS)
+def test_what_is_in_no_tensor_or_not_of_the_inputs_type_is_refused_alone(tmp_path, server, key):
+    """Nulls, NaN and ragged lists before they are sent; what only the signature knows, in the server's words."""
+    columns = {name: list(values) if isinstance(values, range) else values for name, values in TYPED.items()}
+    columns["i"] = pa.array([2**31 if row == 4 else None if row == 9 else row for row in range(25)], pa.int64())
+    columns["f"] = pa.array([[1.0, float("nan") if row == 14 else 2.0] for row in range(25)], pa.list_(pa.float32()))
+    columns["s"] = [None if row == 19 else "text" for row in range(25)]
+    table = pa.table({"id": range(25), **columns})
+    options = {"signature": "typed", "key": key}
+    found = ran(tmp_path, server, table, options, input__send=list(TYPED), errors__allow=4)
+    assert len(found) == 21
+    said = {letter["source_row"]: (letter["kind"], letter["message"]) for letter in letters(tmp_path / "out")}
+    assert said == {
+        4: ("rejected", "JSON Value: 2147483648 Type: Number is not of expected type: int32"),
+        9: ("unreadable", "i is null, and TensorFlow Serving takes none"),
+        14: ("unreadable", "f has nan, and JSON has no such number"),
+        19: ("unreadable", "s is null, and TensorFlow Serving takes none"),
+    }
+
+
+@pytest.mark.parametrize("key", FORMS)
 def test_rows_of_different_shapes_are_all_answered(tmp_path, server, key):
     """They cannot be in one request, and are asked apart."""
     table = pa.table({"id": range(40), "x": [[1.0] * (1 + row // 20) for row in range(40)]})
