@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from pyarrow import types
 
-from pipeline.encode import RowEncoder, column_form, wire_names
+from pipeline.encode import RowEncoder, column_form
 from pipeline.errors import JobError
-from pipeline.jsonform import row_of
 from pipeline.leaves import Converted
 from pipeline.tensors import depth_of, first_of, peeled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import pyarrow as pa
 
@@ -50,13 +49,17 @@ class RowFormEncoder(RowEncoder):
         if tensors:
             self._forms = [tensor_form(schema.field(name), tensors, reject_nan=reject_nan, b64=b64) for name in send]
         if form == "columns":
-            self._row = _columns_of(row_of(wire_names(send, given.rename)))
+            self._forms = [_columns_of(one) for one in self._forms]
         elif form != "objects":
             self._row = _value if form == "values" else _list
 
 
-def _columns_of(row: Callable[..., object]) -> Callable[..., object]:
-    return lambda *values: row(*([value] for value in values))
+def _columns_of(form: Form) -> Form:
+    def converted(column: Any) -> Converted:
+        values, faults = form(column)
+        return Converted(list(zip(values, strict=True)), faults)  # of one each: tuples are cheap, and JSON lists
+
+    return converted
 
 
 def _value(value: object) -> object:

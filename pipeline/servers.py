@@ -104,12 +104,17 @@ def _detail(said: Mapping[str, Any]) -> str | None:
     return _cause(said.get("message"), said.get("stack_trace"))
 
 
+_EXCEPTION: Final = re.compile(r"\n(\S.*)", re.DOTALL)
+"""What stands in a traceback behind the last frame's code, which is indented."""
+
+
 def _cause(message: object, trace: object) -> str | None:
     """Return what is wrong behind MLflow's words: it quotes all that was sent first, or tells it by a trace alone."""
     if not isinstance(message, str):
         return None
-    if isinstance(trace, str) and trace.strip():
-        message = f"{trace.strip().splitlines()[-1]} ({message.partition('. ')[0]})"
+    raised = _EXCEPTION.search(trace.rpartition('\n  File "')[2]) if isinstance(trace, str) else None
+    if raised:
+        message = f"{raised[1]} ({message.partition('. ')[0]})"
     elif message.startswith("Failed to predict data '"):
         message = message.rpartition("Error: ")[2]
     else:

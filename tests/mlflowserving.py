@@ -52,9 +52,9 @@ MODELS = """
     features = pd.DataFrame(features, columns=NAMES)
     model = LogisticRegression(max_iter=1000).fit(features, np.array(["setosa", "versicolor", "virginica"])[kinds])
     signature = infer_signature(features, model.predict(features))
-    sklearn.save_model(model, "iris", serialization_format="cloudpickle", signature=signature)
+    sklearn.save_model(model, "iris", serialization_format="cloudpickle", signature=signature, pip_requirements=[])
     params = ModelSignature(params=ParamSchema([ParamSpec("factor", "double", 1.0)]))
-    pyfunc.save_model("picky", python_model=Picky(), signature=params)
+    pyfunc.save_model("picky", python_model=Picky(), signature=params, pip_requirements=[])
 """
 
 

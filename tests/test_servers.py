@@ -12,7 +12,7 @@ from pipeline.status import Action
 
 DETAIL = {"detail": [{"type": "missing", "loc": ["body", "messages"], "msg": "Field required"}]}
 TORCH = {"code": 503, "type": "InternalServerException", "message": "Prediction failed"}
-TRACE = 'Traceback (most recent call last):\n  File "m.py", line 1\nValueError: x\n'
+TRACE = 'Traceback (most recent call last):\n  File "m.py", line 1\n    f(x)\n    ^^^^\nValueError: x\ny\n'
 MLFLOW_TRACE = {
     "error_code": "BAD_REQUEST",
     "message": "Encountered an unexpected error. Verify that",
@@ -55,7 +55,7 @@ ERRORS = [
     ("torchserve", 503, {**TORCH, "type": "ServiceUnavailableException"}, "SLOWER", "ServiceUnavailableException", ""),
     ("torchserve", 404, {**TORCH, "code": 404, "type": "ModelNotFoundException"}, "STOP", "ModelNotFoundException", ""),
     ("mlflow", 400, {"error_code": "BAD_REQUEST", "message": "m"}, "REJECT", "BAD_REQUEST", "m"),
-    ("mlflow", 400, MLFLOW_TRACE, "REJECT", "BAD_REQUEST", "ValueError: x (Encountered an unexpected error)"),
+    ("mlflow", 400, MLFLOW_TRACE, "REJECT", "BAD_REQUEST", "ValueError: x y (Encountered an unexpected error)"),
     ("mlflow", 400, MLFLOW_MISSING, "STOP", "INVALID_PARAMETER_VALUE", "Model is missing inputs ['x']."),
     ("mlflow", 400, MLFLOW_SAID, "REJECT", "INVALID_PARAMETER_VALUE", "Incompatible input types for column x."),
     ("mlflow", 504, b"Request processing time exceeded limit", "TIMEOUT", None, "Request processing time"),
