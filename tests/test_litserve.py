@@ -28,7 +28,7 @@ def job(folder, url, protocol, options, texts=TEXTS, **keys):
     """Write a job over texts."""
     put(folder / "in" / "texts.parquet", pa.table({"id": list(range(len(texts))), "text": texts}))
     service = {"url": url, "protocol": protocol, "options": options, "limits": {"timeout": "60s"}}
-    retry = {"attempts": 2, "outage": "60s"}
+    retry = {"attempts": 2, "outage": "300s"}
     return job_file(folder, url, input={"path": "in/*.parquet", "keep": ["id"]}, service=service, retry=retry, **keys)
 
 
@@ -84,15 +84,16 @@ def test_each_row_has_its_own_vector(tmp_path, server, form):
 
 
 @pytest.mark.parametrize("protocol", ["openai-chat", "openai-chat, streamed", "openai-embeddings"])
-def test_what_the_model_crashes_on_is_the_only_dead_letter(tmp_path, server, protocol):
-    """It answers 500, or says so in the middle of a stream: that is bounded, and the row is found."""
-    texts = [*TEXTS[:5], litserving.CRASH, *TEXTS[5:]]
+def test_what_the_model_crashes_on_are_the_only_dead_letters(tmp_path, server, protocol):
+    """It answers 500, or says so in the middle of a stream: that is bounded, and the rows are found."""
+    texts = [*TEXTS[:5], litserving.CRASH, *TEXTS[5:15], litserving.CRASH, litserving.CRASH, *TEXTS[15:]]
     name, _, streamed = protocol.partition(", ")
     options = (
         {**CHAT, "stream": bool(streamed)} if name == "openai-chat" else {"model": "m", "input": {"$column": "text"}}
     )
-    assert score(job(tmp_path, server, name, options, texts, errors__allow=1)).exit_code == 0
-    assert [letter["source_row"] for letter in letters(tmp_path / "out")] == [5]
+    assert score(job(tmp_path, server, name, options, texts, errors__allow=3)).exit_code == 0
+    assert [letter["source_row"] for letter in letters(tmp_path / "out")] == [5, 16, 17]
+    assert all(len(letter["history"]) == 2 for letter in letters(tmp_path / "out"))
     assert len(answered(tmp_path)) == len(TEXTS)
     assert not proved(tmp_path / "out")
 

@@ -39,7 +39,7 @@ def picky(models):
 def job(folder, url, options, **keys):
     """Write a job of few rows a request."""
     about = {"url": url, "protocol": "mlflow", "options": options, "limits": {"rows": 10, "timeout": "60s"}}
-    return job_file(folder, url, service=about, retry={"attempts": 2, "outage": "60s"}, **keys)
+    return job_file(folder, url, service=about, retry={"attempts": 2, "outage": "300s"}, **keys)
 
 
 def ran(folder, url, table, options, **keys):
