@@ -16,11 +16,12 @@ import pyarrow as pa
 from msgspec import Raw, Struct
 from msgspec.json import Decoder
 
+from pipeline.adapter import Adapter
 from pipeline.addresses import address
 from pipeline.encode import json_of
 from pipeline.jsonform import form_of
-from pipeline.replies import UNREADABLE, misfit, texts
-from pipeline.servers import around, counted, finite, judged, without
+from pipeline.replies import UNREADABLE, counted, misfit, texts
+from pipeline.servers import around, finite, judged, without
 from pipeline.status import SUCCESS
 from pipeline.template import TemplateEncoder
 from schemas.template import columns
@@ -36,20 +37,18 @@ MOST_INPUTS: Final = 2048
 _FAMILY: Final = "openai"
 
 
-class _Templated:
+class _Templated(Adapter):
     """What both have in common: a template says what is sent of a row, under one key."""
 
-    content_type = "application/json"
-    method = "POST"
     most_rows = 1
     protocol = ""
     key = ""
-    answers = ""
+    found_under = ""
 
     def __init__(self, options: ChatOptions | EmbeddingsOptions) -> None:
         self._options = options
         self._template: object = getattr(options, self.key)
-        self._frame = around(self.key, self._beside(), alone=self.most_rows == 1)
+        self.envelope = around(self.key, self._beside(), alone=self.most_rows == 1)
 
     def _beside(self) -> dict[str, Any]:
         return {"model": self._options.model, **self._options.parameters}
@@ -70,14 +69,6 @@ class _Templated:
         """Return what fills in the template for each row."""
         return TemplateEncoder(self._template, schema, reject_nan=given.nan == "reject")
 
-    def frame(self, uuid: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - there is no place for it
-        """Return what stands before and behind the comma-separated rows of a body."""
-        return self._frame
-
-    def wire(self, body: bytes) -> bytes:
-        """Return a body as it is sent: as it was framed."""
-        return body
-
     def read(
         self,
         status: int,
@@ -94,7 +85,7 @@ class _Templated:
             return self._answers(status, finite(body), rows)
         except UNREADABLE as error:
             if body.lstrip()[:1] == b"{" and b'"error"' in body:
-                return without(_FAMILY, status, body, self.answers)
+                return without(_FAMILY, status, body, self.found_under)
             return misfit(status, f"the reply cannot be read: {error}")
 
     def _answers(self, status: int, body: bytes, rows: int) -> pa.Array[Any] | Fault:
@@ -120,7 +111,7 @@ class Embeddings(_Templated):
 
     protocol = "openai-embeddings"
     key = "input"
-    answers = "data"
+    found_under = "data"
     most_rows = MOST_INPUTS
 
     def _beside(self) -> dict[str, Any]:
@@ -170,7 +161,7 @@ class Chat(_Templated):
 
     protocol = "openai-chat"
     key = "messages"
-    answers = "choices"
+    found_under = "choices"
 
     def __init__(self, options: ChatOptions) -> None:
         self._streamed = options.stream

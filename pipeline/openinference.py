@@ -19,12 +19,12 @@ from msgspec import Raw, Struct
 from msgspec.json import Decoder
 from pyarrow import types
 
+from pipeline.adapter import Adapter
 from pipeline.addresses import address
-from pipeline.encode import Encoded, column_form, data_columns, encoded_lines, json_of, wire_names
+from pipeline.encode import Encoded, column_form, encoded_lines, json_of, wire_names
 from pipeline.errors import JobError
 from pipeline.jsonform import is_text, rows_of
 from pipeline.leaves import Converted
-from pipeline.pack import MAX_ROWS
 from pipeline.replies import UNREADABLE, misfit, texts
 from pipeline.servers import around, finite, judged, without
 from pipeline.status import SUCCESS
@@ -78,37 +78,21 @@ _RESPONSE: Final = Decoder(_Response)
 _ITEMS: Final = Decoder(list[Raw])
 
 
-class OpenInference:
+class OpenInference(Adapter):
     """Frames rows as one request of tensors, and takes the tensors of its reply apart."""
-
-    content_type = "application/json"
-    method = "POST"
-    most_rows = MAX_ROWS
 
     def __init__(self, options: OpenInferenceOptions) -> None:
         self._options = options
         outputs = {"outputs": [{"name": name} for name in options.outputs]} if options.outputs else {}
-        self._frame = around("inputs", outputs)
+        self.envelope = around("inputs", outputs)
 
     def address(self, url: str) -> str:
         """Return the URL to call."""
         return address(PROTOCOL, self._options, url)
 
-    def named(self, given: Input) -> Mapping[str, Sequence[str]]:
-        """Return the columns that the job file says are sent, by the key that does."""
-        return {"input.send": given.send or ()}
-
-    def columns(self, given: Input, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the columns that are sent of those that there are."""
-        return data_columns(given, names)
-
     def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> TensorEncoder:
         """Return what encodes rows, each as its own tensors."""
         return TensorEncoder(schema, send, given.rename, self._options.tensor)
-
-    def frame(self, uuid: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - there is no place for it
-        """Return what stands before and behind the comma-separated rows of a body."""
-        return self._frame
 
     def wire(self, body: bytes) -> bytes:
         """Return the body as it is sent: the rows' tensors joined to one of each name."""

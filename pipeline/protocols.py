@@ -20,7 +20,7 @@ from schemas.options import JsonOptions, ModelArtsOptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from pipeline.converse import Adapter
+    from pipeline.adapter import Adapter
     from schemas.job import Service
 
 

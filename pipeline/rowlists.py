@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from pipeline.adapter import Adapter
 from pipeline.addresses import address
-from pipeline.encode import RowEncoder, data_columns
+from pipeline.encode import RowEncoder
 from pipeline.errors import JobError
-from pipeline.pack import MAX_ROWS
-from pipeline.replies import UNREADABLE, misfit, texts
-from pipeline.servers import around, counted, decoded_list, decoded_object, finite, judged, without
+from pipeline.replies import UNREADABLE, counted, misfit, texts
+from pipeline.servers import around, decoded_list, decoded_object, finite, judged, without
 from pipeline.status import SUCCESS
 
 if TYPE_CHECKING:
@@ -51,42 +51,22 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
 """By `service.protocol`."""
 
 
-class RowLists:
+class RowLists(Adapter):
     """Frames rows as a request body and reads one JSON text a row out of the reply."""
-
-    content_type = "application/json"
-    method = "POST"
-    most_rows = MAX_ROWS
 
     def __init__(self, protocol: str, options: Any) -> None:
         self._protocol = protocol
         self._options = options
         self._dialect = DIALECTS[protocol]
-        self._frame = around(self._dialect.key(options), self._dialect.beside(options))
+        self.envelope = around(self._dialect.key(options), self._dialect.beside(options))
 
     def address(self, url: str) -> str:
         """Return the URL to call."""
         return address(self._protocol, self._options, url)
 
-    def named(self, given: Input) -> Mapping[str, Sequence[str]]:
-        """Return the columns that the job file says are sent, by the key that does."""
-        return {"input.send": given.send or ()}
-
-    def columns(self, given: Input, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the columns that are sent of those that there are."""
-        return data_columns(given, names)
-
     def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> RowFormEncoder:
         """Return what encodes rows in the form that the options say."""
         return RowFormEncoder(schema, send, given, form=self._options.rows, b64=self._dialect.b64)
-
-    def frame(self, uuid: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - there is no place for it
-        """Return what stands before and behind the comma-separated rows of a body."""
-        return self._frame
-
-    def wire(self, body: bytes) -> bytes:
-        """Return a body as it is sent: as it was framed."""
-        return body
 
     def read(
         self,

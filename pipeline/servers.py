@@ -19,7 +19,7 @@ from pipeline.replies import UNREADABLE, misfit
 from pipeline.status import Action, Fault, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 _PLATFORM: Final = frozenset({"gateway", "dispatcher"})
 _BETWEEN: Final = frozenset({502, 504})
@@ -138,10 +138,3 @@ def around(rows: str, beside: Mapping[str, Any], *, alone: bool = False) -> tupl
     hole = Raw(b"\n") if alone else Raw(b"[\n]")  # JSON has no raw newline
     before, behind = json_of({**beside, rows: hole}).split(b"\n")
     return before, behind
-
-
-def counted(status: int, answers: Sequence[Any], rows: int) -> Fault | None:
-    """Return the fault of a reply that has not one answer a row."""
-    if len(answers) == rows:
-        return None
-    return misfit(status, f"{rows} rows were sent, {len(answers)} answers came back")
