@@ -7,7 +7,7 @@ import all that an adapter is made with; schemas/PROTOCOLS.md shows one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -16,6 +16,9 @@ from pipeline.errors import JobError
 from pipeline.pack import MAX_ROWS
 from pipeline.replies import UNREADABLE, Partly, counted, misfit, sifted
 from pipeline.status import SUCCESS, Action, Fault, judge
+from schemas.fields import Character, Count, Flag, Text, Texts, marked
+from schemas.plugins import Plugin
+from schemas.transported import Options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,9 +28,11 @@ if TYPE_CHECKING:
     from schemas.job import Input
 
 __all__ = [
-    "MAX_ROWS", "Action", "Adapter", "Encoded", "Encoder", "Fault", "JobError", "Partly", "RowEncoder", "json_of",
-    "judge", "misfit",
+    "MAX_ROWS", "Action", "Adapter", "Character", "Count", "Encoded", "Encoder", "Fault", "Flag", "JobError", "Options",
+    "Partly", "Plugin", "RowEncoder", "Text", "Texts", "json_of", "judge", "marked", "misfit",
 ]  # fmt: skip
+
+_TOLD: Final = 300
 
 
 class Adapter:
@@ -110,8 +115,9 @@ class Adapter:
             found = self.answers(body)
         except UNREADABLE as error:
             return misfit(status, f"the reply cannot be read: {error}")
-        except (ValueError, LookupError, TypeError) as error:
-            return misfit(status, f"the reply is not what was agreed: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - what it was not written for is never an answer
+            told = " ".join(f"{type(error).__name__}: {error}".split())[:_TOLD]
+            return misfit(status, f"the reply is not what was agreed: {told}")
         return counted(status, found, rows) or sifted(status, found)
 
     def fault(self, status: int, headers: Mapping[str, str], body: bytes) -> Fault:
@@ -122,7 +128,7 @@ class Adapter:
         """Return the answers in a successful reply, one a row, in the order of the rows; here it is a JSON list.
 
         Bytes and `msgspec.Raw` are taken as JSON that stands as it is, a `Fault` as the failure of its row alone, and
-        anything else is written as JSON. A reply that is not what was agreed may raise ValueError, LookupError or
-        TypeError: the request is sent again, split when that repeats, and a dead letter (`mismatch`) of a lone row.
+        anything else is written as JSON. It may raise whatever it likes for a reply that is not what was agreed: the
+        request is sent again, split when that repeats, and a lone row is a dead letter, `mismatch`, that says so.
         """
         return msgspec.json.decode(body, type=list[msgspec.Raw])

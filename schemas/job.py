@@ -42,7 +42,7 @@ from schemas.fields import (
     Urls,
     marked,
 )
-from schemas.options import OptionsOfProtocol  # noqa: TC001 - pydantic reads it
+from schemas.options import OptionsOfProtocol, ProtocolName  # noqa: TC001 - pydantic reads them
 from schemas.servers import ChatOptions
 from schemas.values import Allowance
 
@@ -126,19 +126,7 @@ class Service(Part):
 
     url: Annotated[Urls, marked("place", "The full URL to call, custom path included; or a list to balance over.")]
     protocol: Annotated[
-        Literal[
-            "modelarts",
-            "file",
-            "json",
-            "mindspore",
-            "kserve",
-            "openai-chat",
-            "openai-embeddings",
-            "open-inference",
-            "tensorflow",
-            "mlflow",
-            "torchserve",
-        ],
+        ProtocolName,
         marked("answers", "The form of requests and replies."),
     ] = "modelarts"
     transport: Annotated[
@@ -234,10 +222,11 @@ def leaves(part: type[Part] = Job, prefix: str = "") -> Iterator[tuple[str, Fiel
 
 def marks() -> dict[str, Mark]:
     """Say what a change of each key changes: dotted path -> mark, for all of them."""
-    return {path: _mark(field) for path, field in leaves()}
+    return {path: mark_of(field) for path, field in leaves()}
 
 
-def _mark(field: FieldInfo) -> Mark:
+def mark_of(field: FieldInfo) -> Mark:
+    """Say what a change of a key changes."""
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
     mark: Any = extra["x-changes"]
