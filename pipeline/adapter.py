@@ -113,18 +113,20 @@ class Adapter:
             return self.fault(status, headers, body)
         try:
             found = self.answers(body)
+            if not isinstance(found, list | tuple):  # a text or a mapping may be as long as the rows, too
+                return misfit(status, f"the answers in the reply are a {type(found).__name__}; allowed: a list")
+            return counted(status, found, rows) or sifted(status, found)
         except UNREADABLE as error:
             return misfit(status, f"the reply cannot be read: {error}")
         except Exception as error:  # noqa: BLE001 - what it was not written for is never an answer
             told = " ".join(f"{type(error).__name__}: {error}".split())[:_TOLD]
             return misfit(status, f"the reply is not what was agreed: {told}")
-        return counted(status, found, rows) or sifted(status, found)
 
     def fault(self, status: int, headers: Mapping[str, str], body: bytes) -> Fault:
         """Say what a reply means whose status is neither 200 nor 201: here what `judge` says of it."""
         return judge(status, headers, body)
 
-    def answers(self, body: bytes) -> Sequence[Any]:
+    def answers(self, body: bytes) -> list[Any] | tuple[Any, ...]:
         """Return the answers in a successful reply, one a row, in the order of the rows; here it is a JSON list.
 
         Bytes and `msgspec.Raw` are taken as JSON that stands as it is, a `Fault` as the failure of its row alone, and

@@ -57,7 +57,7 @@ def plugin_of(name: str) -> Plugin:
     entry = _entry(name)
     try:
         found = entry.load()
-    except Exception as error:  # noqa: BLE001 - whatever foreign code does when it is imported
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever foreign code does when it is imported
         raise unusable(name, f"cannot be loaded ({_told(error)})") from None
     wrong = _wrong(found)
     if wrong:
@@ -75,7 +75,7 @@ def made(name: str, options: Options) -> object:
         raise unusable(name, f"makes no adapter of service.options ({_told(error)})") from None
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

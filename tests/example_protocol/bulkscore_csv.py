@@ -26,7 +26,7 @@ class Csv(Adapter):
 
     def __init__(self, options):
         self._names = options.answer
-        self._form = {"delimiter": options.delimiter, "lineterminator": "\n"}
+        self._delimiter = options.delimiter
 
     def encoder(self, given, schema, send):
         for name in send:
@@ -35,13 +35,14 @@ class Csv(Adapter):
         return super().encoder(given, schema, send)
 
     def wire(self, body):
-        lines = io.StringIO()
+        lines = io.StringIO(newline="")
         rows = json.loads(body, parse_float=str, parse_int=str)  # numbers keep their digits
-        csv.writer(lines, **self._form).writerows(row.values() for row in rows)
+        csv.writer(lines, delimiter=self._delimiter).writerows(row.values() for row in rows)
         return lines.getvalue().encode()
 
     def answers(self, body):
-        return [self._answer(fields) for fields in csv.reader(io.StringIO(body.decode()), **self._form)]
+        lines = io.StringIO(body.decode(), newline="")
+        return [self._answer(fields) for fields in csv.reader(lines, delimiter=self._delimiter)]
 
     def _answer(self, fields):
         if fields[0] == "ERROR":  # this row has failed, and no other
