@@ -112,7 +112,7 @@ class Adapter:
         if status not in SUCCESS:
             return self.fault(status, headers, body)
         try:
-            found = self.answers(body)
+            found: Any = self.answers(body)
             if not isinstance(found, list | tuple):  # a text or a mapping may be as long as the rows, too
                 return misfit(status, f"the answers in the reply are a {type(found).__name__}; allowed: a list")
             return counted(status, found, rows) or sifted(status, found)

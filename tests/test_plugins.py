@@ -26,7 +26,7 @@ FNAPI = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 KEYS = "allowed: answer, delimiter, events, message, greeting"
 ONE = 'allowed: one ASCII character, such as "," or "\\t", in double quotes'
 HEAD = "from pipeline.adapter import Adapter, Options, Plugin\n"
-PLAIN = '"""Plain."""\nfrom pipeline.adapter import Adapter, Options, Plugin\nPROTOCOL = Plugin(Options, lambda _: Adapter())\n'
+PLAIN = HEAD + "PROTOCOL = Plugin(Options, lambda _: Adapter())\n"
 
 
 @pytest.fixture(scope="module")
