@@ -7,14 +7,17 @@ import modelservers
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 from service import recording
 
 import jobs
 from pipeline.catalogue import catalogue, example
+from pipeline.jobfile import json_schema
 from pipeline.protocols import ADAPTERS
 from schemas.options import OPTIONS
 
-SANDBOX = ("modelarts", "file", "json")
+SANDBOX = ("modelarts", "file", "json", "mindspore")
 SERVERS = ("kserve", "open-inference", "tensorflow", "torchserve", "mlflow", "openai-chat", "openai-embeddings")
 SECRETS = {"DEMO_PASSWORD": "demo", "API_KEY": "k"}
 FLOWERS = ("kserve", "tensorflow", "torchserve", "mlflow")
@@ -61,10 +64,16 @@ def test_options_are_told_with_what_they_may_be():
 
 @pytest.mark.parametrize("protocol", list(OPTIONS))
 def test_an_example_is_a_job_of_its_protocol(folder, protocol):
-    """Without a key that it would not need."""
+    """Without a key that it would not need; editors that know the schema say nothing against it."""
     path = written(folder, protocol)
+    Draft202012Validator(json_schema()).validate(yaml.safe_load(example(protocol)))
     assert jobs.loaded(path).service.protocol == protocol
     assert jobs.call("check", path, env=SECRETS).code == 0
+
+
+def test_every_example_is_run():
+    """By one of the tests below, against the sandbox or the imitation of model servers."""
+    assert sorted(SANDBOX + SERVERS) == sorted(OPTIONS)
 
 
 @pytest.mark.parametrize("protocol", SANDBOX)
