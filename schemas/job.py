@@ -42,9 +42,10 @@ from schemas.fields import (
     Urls,
     marked,
 )
-from schemas.options import OptionsOfProtocol, ProtocolName  # noqa: TC001 - pydantic reads them
+from schemas.options import OPTIONS, OptionsOfProtocol, ProtocolName, options_of
 from schemas.servers import ChatOptions
-from schemas.values import Allowance
+from schemas.transported import Options
+from schemas.values import Allowance, InvalidValueError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,6 +154,26 @@ class Service(Part):
         """The transport, where none is named: by the URL, and by what is asked for."""
         streamed = isinstance(self.options, ChatOptions) and self.options.stream
         return self.transport or ("websocket" if self.url[0].startswith("ws") else "sse" if streamed else "http")
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Give another package's options by their values: where it is missing, it is for the adapter to say so."""
+        state = super().__getstate__()
+        if self.protocol in OPTIONS:
+            return state
+        return {**state, "__dict__": {**state["__dict__"], "options": self.options.model_dump(exclude_unset=True)}}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        values = state["__dict__"]
+        super().__setstate__({**state, "__dict__": {**values, **_revived(values["protocol"], values["options"])}})
+
+
+def _revived(protocol: str, options: Any) -> dict[str, Any]:
+    if isinstance(options, Options):
+        return {}
+    try:
+        return {"options": options_of(protocol).model_validate(options)}
+    except InvalidValueError:
+        return {"options": Options()}
 
 
 class Output(Part):

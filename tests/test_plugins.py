@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pickle
 import shutil
 import sys
 
@@ -267,11 +268,17 @@ def test_nothing_of_a_package_is_imported_for_other_jobs(tmp_path, use):
     assert "gives_harm" not in sys.modules
 
 
-def test_a_worker_without_the_package_stops_the_run_with_a_line(tmp_path, use, site):
-    """The adapter is made by its name where rows are scored: what is not installed there is said."""
+def test_a_job_travels_to_workers_by_the_name_of_its_protocol(tmp_path, use, site):
+    """With its options; to one that lacks the package too, where the line says so."""
     use(site)
-    loaded = jobs.loaded(job(tmp_path))
+    sent = jobs.loaded(job(tmp_path))
+    travelled = pickle.dumps(sent)
+    there = pickle.loads(travelled)
+    assert there == sent
+    assert there.service.options.model_fields_set == sent.service.options.model_fields_set
+    assert b"bulkscore_csv" not in travelled
     sys.path.remove(str(site))
     importlib.invalidate_caches()
+    elsewhere = pickle.loads(travelled)
     with pytest.raises(JobError, match=r"service\.protocol: 'csv' is given by no package here; install the one"):
-        adapter_of(loaded.service)
+        adapter_of(elsewhere.service)
