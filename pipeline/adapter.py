@@ -39,7 +39,8 @@ class Adapter:
     """How one protocol is spoken. A worker process makes one, of `service.options`, and all its threads share it.
 
     So it is pure: it does no I/O, keeps nothing of one request for the next, and answers the same to the same. It is
-    made anew wherever it is needed, and never pickled; the options are.
+    made anew wherever it is needed, and never pickled: what travels to workers is the protocol's name and the options'
+    values.
 
     An exception that its methods do not announce is a defect, and ends the run with a traceback (exit 1).
     """
@@ -104,7 +105,7 @@ class Adapter:
 
         Either a string array of JSON texts: exactly `rows` of them, valid UTF-8, the i-th for the i-th row that was
         sent. Or `Partly`, where some rows have an answer: the others are asked once more, each alone. Or a `Fault`,
-        whose `action` says what follows: see `Action`. What is alone and fails has a Fault, or it is asked for ever.
+        whose `action` says what follows: see `Action`. A lone row that fails has a Fault.
 
         `headers` are case-insensitive. This one leaves to `fault` what is no success, and to `answers` what is, and
         sees that there is one answer a row.

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pipeline.errors import Refused, StorageFailed
-from pipeline.replies import Partly
+from pipeline.replies import Partly, misfit
 from pipeline.retry import Patience, retry_after
 from pipeline.status import Action, Fault
 from schemas.tables import Attempt, Kind
@@ -376,7 +376,15 @@ def _read(reply: Answered | Unanswered, chunk: Chunk, setting: Setting) -> pa.Ar
     if isinstance(verdict, Fault) and reply.shown:  # what is told of it must not quote what we sent
         reply = reply.shown()
         verdict = setting.adapter.read(reply.status, reply.headers, reply.body, uuid=chunk.uuid, rows=len(chunk))
-    return verdict
+    return verdict if isinstance(verdict, Fault) else _fitting(verdict, reply.status, len(chunk))
+
+
+def _fitting(found: pa.Array[Any] | Partly, status: int, rows: int) -> pa.Array[Any] | Partly | Fault:
+    """See that there is an answer a row, and one at all: whoever's adapter says so, none is joined to another's row."""
+    answers, failed = found if isinstance(found, Partly) else (found, ())
+    if len(answers) != rows:
+        return misfit(status, f"{rows} rows were sent, {len(answers)} answers came back")
+    return misfit(status, "no row has an answer, and the reply says not why") if len(failed) == rows else found
 
 
 def _hold_out(fault: Fault, setting: Setting) -> None:
