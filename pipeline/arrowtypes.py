@@ -104,7 +104,7 @@ def _list(make: Callable[..., pa.DataType]) -> Callable[[_Reading], pa.DataType]
 
 def _fixed_size_list(reading: _Reading) -> pa.DataType:
     item = _item(reading)
-    return pa.list_(item, int(reading.take(r">\[(\d+)\]")[1]))
+    return pa.list_(item, int(reading.take(r">\[([1-9]\d*)\]")[1]))  # Arrow has [0] too, and divides by it
 
 
 def _struct(reading: _Reading) -> pa.DataType:

@@ -7,8 +7,10 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.addresses import PATHS
+from schemas import plugins
 from schemas.options import OPTIONS
 from schemas.transported import Options
+from schemas.values import InvalidValueError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,17 +19,29 @@ if TYPE_CHECKING:
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """Return of each protocol its name, what it is, its options, and a whole job file as an example."""
-    return [
-        {
-            "protocol": name,
-            "about": (options.__doc__ or "").strip(),
-            "url": url_of(name),
-            "options": _described(options, Options.model_fields),
-            "example": example(name),
-        }
-        for name, options in OPTIONS.items()
-    ]
+    """Return of each protocol its name, what it is, its options, and a whole job file as an example.
+
+    Those of other packages name them; one that cannot be used has a `problem` instead of all else.
+    """
+    ours = [_entry(name, options, url_of(name), example(name)) for name, options in OPTIONS.items()]
+    return [*ours, *(_foreign(name) for name in plugins.given())]
+
+
+def _entry(name: str, options: type[Options], url: str, text: str) -> dict[str, Any]:
+    about = (options.__doc__ or "").strip()
+    described = _described(options, Options.model_fields)
+    return {"protocol": name, "about": about, "url": url, "options": described, "example": text}
+
+
+def _foreign(name: str) -> dict[str, Any]:
+    packages = plugins.packages_of(name)
+    try:
+        if name in OPTIONS:
+            raise plugins.taken(name)
+        plugin = plugins.plugin_of(name)
+    except InvalidValueError as error:
+        return {"protocol": name, "package": packages, "problem": str(error)}
+    return {**_entry(name, plugin.options, plugin.url, plugin.example), "package": packages}
 
 
 def url_of(protocol: str) -> str:
@@ -61,10 +75,7 @@ def _option(name: str, field: FieldInfo) -> dict[str, Any]:
 
 def in_words() -> str:
     """Say it all for people."""
-    parts = [
-        "\n".join([f"{one['protocol']}: {one['about']}", f"  service.url: {one['url']}", *_block(one)])
-        for one in catalogue()
-    ]
+    parts = ["\n".join(_block(one)) for one in catalogue()]
     return "\n\n".join([*parts, "\n".join(["any, by its transport:", *_lines(transport_options())])])
 
 
@@ -84,4 +95,12 @@ def _shown(default: object) -> str:
 
 
 def _block(protocol: dict[str, Any]) -> list[str]:
-    return [*_lines(protocol["options"]), "", textwrap.indent(protocol["example"].rstrip(), "    ")]
+    of = f" (of the package {protocol['package']})" if "package" in protocol else ""
+    if "problem" in protocol:
+        return [f"{protocol['protocol']}{of} cannot be used:", f"  {protocol['problem']}"]
+    return [
+        f"{protocol['protocol']}{of}: {protocol['about']}",
+        f"  service.url: {protocol['url']}",
+        *_lines(protocol["options"]),
+        *(["", textwrap.indent(protocol["example"].rstrip(), "    ")] if protocol["example"] else []),
+    ]

@@ -16,7 +16,7 @@ from pipeline.protocols import adapter_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pipeline.converse import Adapter
+    from pipeline.adapter import Adapter
     from pipeline.encode import Encoder
     from schemas.job import Job
 

@@ -8,62 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pipeline.errors import Refused, StorageFailed
-from pipeline.replies import Partly
+from pipeline.replies import Partly, misfit
 from pipeline.retry import Patience, retry_after
 from pipeline.status import Action, Fault
 from schemas.tables import Attempt, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping
     from random import Random
 
     import pyarrow as pa
 
-    from pipeline.encode import Encoder
+    from pipeline.adapter import Adapter
     from pipeline.pack import Chunk, Frame, Limits
-    from schemas.job import Input, Retry
-
-
-class Adapter(Protocol):
-    """A service's protocol: how rows become a body, and a reply becomes one answer a row."""
-
-    @property
-    def content_type(self) -> str:
-        """The body's media type."""
-
-    @property
-    def method(self) -> str:
-        """The HTTP method."""
-
-    @property
-    def most_rows(self) -> int:
-        """How many rows a request may have at the most."""
-
-    def address(self, url: str) -> str:
-        """Return the URL to call, where `service.url` has this one: itself, or a base with the protocol's path."""
-
-    def named(self, given: Input) -> Mapping[str, Sequence[str]]:
-        """Return the columns that every input file must have to be sent, by the key of the job file that names them."""
-
-    def columns(self, given: Input, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the columns that are sent, where the input's files have columns with these names."""
-
-    def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> Encoder:
-        """Return what encodes rows, of which the columns `send` are sent. Raises JobError for a type without a form."""
-
-    def frame(self, uuid: str) -> tuple[bytes, bytes]:
-        """Return what stands before and behind the comma-separated rows; the same lengths for every uuid."""
-
-    def wire(self, body: bytes) -> bytes:
-        """Return a framed body as it is sent: itself, or in the protocol's own order, and then never longer."""
-
-    def read(
-        self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int
-    ) -> pa.Array[Any] | Partly | Fault:
-        """Return the answers as JSON texts, in order, or why the reply is none; or those of some rows."""
+    from schemas.job import Retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,7 +377,15 @@ def _read(reply: Answered | Unanswered, chunk: Chunk, setting: Setting) -> pa.Ar
     if isinstance(verdict, Fault) and reply.shown:  # what is told of it must not quote what we sent
         reply = reply.shown()
         verdict = setting.adapter.read(reply.status, reply.headers, reply.body, uuid=chunk.uuid, rows=len(chunk))
-    return verdict
+    return verdict if isinstance(verdict, Fault) else _fitting(verdict, reply.status, len(chunk))
+
+
+def _fitting(found: pa.Array[Any] | Partly, status: int, rows: int) -> pa.Array[Any] | Partly | Fault:
+    """See that there is an answer a row, and one at all: whoever's adapter says so, none is joined to another's row."""
+    answers, failed = found if isinstance(found, Partly) else (found, ())
+    if len(answers) != rows:
+        return misfit(status, f"{rows} rows were sent, {len(answers)} answers came back")
+    return misfit(status, "no row has an answer, and the reply says not why") if len(failed) == rows else found
 
 
 def _hold_out(fault: Fault, setting: Setting) -> None:

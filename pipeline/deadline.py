@@ -46,12 +46,13 @@ _ONE_PIECE: Final = 64 * 1024
 class Exchange:
     """One request and its reply: when its time is over, and the socket that it may be blocked on."""
 
-    __slots__ = ("_clock", "_lock", "_socket", "ends", "expired", "sent")
+    __slots__ = ("_clock", "_lock", "_socket", "ends", "expired", "last", "sent")
 
     def __init__(self, ends: float, clock: Callable[[], float], lock: threading.Lock) -> None:
         self.ends = ends
         self.expired = False
         self.sent = False  # whether any of the request may have left
+        self.last = False  # whether the server may close the connection behind its reply
         self._clock = clock
         self._lock = lock
         self._socket: socket.socket | None = None
@@ -72,7 +73,7 @@ class Exchange:
         """Let the socket go, and tell whether it is still good for another exchange."""
         with self._lock:
             self._socket = None
-            return not self.expired
+            return not (self.expired or self.last)
 
     def expire(self) -> None:
         """End it. The caller holds the lock."""

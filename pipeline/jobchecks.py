@@ -6,12 +6,13 @@ import difflib
 import re
 from typing import TYPE_CHECKING, Final, get_args
 
+from pipeline.errors import JobError
 from pipeline.jobyaml import Keys
 from pipeline.serverchecks import server_problems
 from schemas.auth import AUTHS, AkSkAuth, AppKeyAuth, TokenAuth
 from schemas.job import OUR_COLUMNS, InputFormat, Job, leaves
-from schemas.options import OPTIONS, FileOptions, JsonOptions, ModelArtsOptions
-from schemas.servers import ChatOptions, MindSporeOptions, OpenInferenceOptions, RowsOptions
+from schemas.options import OPTIONS, FileOptions, JsonOptions, ModelArtsOptions, known, options_of
+from schemas.servers import ChatOptions, EmbeddingsOptions, MindSporeOptions
 from schemas.template import flattens_answers, one_row
 from schemas.transported import Options
 from schemas.values import shown
@@ -19,6 +20,7 @@ from schemas.values import shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
     from schemas.fields import Part
@@ -49,12 +51,19 @@ def in_words(error: ErrorDetails, protocol: object) -> Problem:
     """Put one of pydantic's findings into the job file's words; options are those of `protocol`."""
     if error["loc"][:2] == _OPTIONS and error["type"] == "extra_forbidden":
         name = str(error["loc"][2])
-        return (*_OPTIONS, name), _unknown_option(name, OPTIONS.get(str(protocol), Options))
+        return (*_OPTIONS, name), _unknown_option(name, _options_of(protocol))
     say = _WORDS.get(error["type"])
     keys = _keys(error["loc"])
     if error["type"].startswith("union_tag"):
         keys = (*keys, "type")
+    if error["type"] == "missing" and keys[:2] == _OPTIONS:
+        return keys, _missing(error, keys, dict(leaves(_options_of(protocol), "service.options.")))
     return keys, say(error, keys) if say else error["msg"]
+
+
+def _options_of(protocol: object) -> type[Options]:
+    """Return the options that a job file's may have; what is no protocol is blamed elsewhere."""
+    return options_of(protocol) if isinstance(protocol, str) and protocol in known() else Options
 
 
 def _keys(location: tuple[int | str, ...]) -> Keys:
@@ -82,8 +91,8 @@ def _unknown_option(name: str, member: type[Options]) -> str:
     return f"unknown key; {nearest(name, [*ours, *Options.model_fields])}"
 
 
-def _missing(_: ErrorDetails, keys: Keys) -> str:
-    described = dict(leaves()).get(".".join(keys))
+def _missing(_: ErrorDetails, keys: Keys, described_in: Mapping[str, FieldInfo] | None = None) -> str:
+    described = (described_in or dict(leaves())).get(".".join(keys))
     if described is None:
         return f"missing; allowed: a mapping with {', '.join(_known(keys))}"
     return f"missing; required: {(described.description or '').rstrip('.')}"
@@ -96,7 +105,7 @@ def _not_a_mapping(error: ErrorDetails, keys: Keys) -> str:
 
 
 def _not_listed(error: ErrorDetails, _: Keys) -> str:
-    expected = re.findall(r"[\w-]+", error.get("ctx", {}).get("expected", ""))
+    expected = re.findall(r"[\w.-]+", error.get("ctx", {}).get("expected", ""))
     return _choice(error["input"], [word for word in expected if word != "or"])
 
 
@@ -175,6 +184,21 @@ def _renamed(job: Job) -> Iterator[Problem]:
             yield ("input", "rename"), f"columns {clash}; rename one of them"
 
 
+def _plugged(job: Job) -> Iterator[Problem]:
+    """See that what another package gives is an adapter, and takes these options."""
+    if job.service.protocol in OPTIONS:
+        return
+    from pipeline.protocols import adapter_of
+
+    try:
+        adapter_of(job.service)
+    except JobError as error:
+        key, _, what = str(error).partition(": ")
+        yield tuple(key.split(".")), what
+    if job.service.contract is not None:
+        yield ("service", "schema"), f"protocol {job.service.protocol} has none; leave it out"
+
+
 def _rate(job: Job) -> Iterator[Problem]:
     runner = job.runner
     if job.service.limits.rate is not None and runner.name != "local" and "workers" not in runner.model_fields_set:
@@ -235,7 +259,7 @@ def _addressed(job: Job) -> Iterator[Problem]:
 def _chosen(job: Job) -> Iterator[Problem]:
     """Refuse keys that choose columns where the protocol's options do."""
     options = job.service.options
-    if isinstance(options, ModelArtsOptions | MindSporeOptions | RowsOptions | OpenInferenceOptions):
+    if not isinstance(options, FileOptions | JsonOptions | ChatOptions | EmbeddingsOptions):
         return
     place = "a template" if job.service.protocol == "json" else "service.options"
     for key in ("send", "rename"):
@@ -324,6 +348,7 @@ _CHECKS: Final[tuple[Callable[[Job], Iterator[Problem]], ...]] = (
     _csv,
     _kept,
     _renamed,
+    _plugged,
     _rate,
     _signed,
     _transport,

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
 
-from schemas.job import Job, leaves, marks
-from schemas.options import OPTIONS
+from schemas.job import Job, leaves, mark_of, marks
+from schemas.options import options_of
 from schemas.secret import Secret, Unresolved
+from schemas.values import InvalidValueError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,7 +40,8 @@ def fingerprint(job: Job) -> str:
 
 def changed_answers(old: dict[str, Any], job: Job) -> list[str]:
     """List the keys whose change may change answers since `old` (a `resolved` job), with both values."""
-    before, after = _answers(old), _answers(resolved(job))
+    new = resolved(job)
+    before, after = _defaults(new) | _answers(old), _answers(new)
     return [
         f"{path}: was {_canonical(before[path])}, is {_canonical(after[path])}"
         for path in after
@@ -74,10 +76,13 @@ def _answers(document: dict[str, Any]) -> dict[str, Any]:
 
 def _defaults(document: dict[str, Any]) -> dict[str, Any]:
     """Give what decides the answers at its default: a key that several protocols have, as the document's has it."""
-    own = OPTIONS[document["service"]["protocol"]].model_fields
-    return _every_default() | {
-        path: _default(field) for name, field in own.items() if (path := f"service.options.{name}") in _every_default()
-    }
+    protocol = document["service"]["protocol"]
+    try:
+        own = dict(leaves(options_of(protocol), "service.options."))
+    except InvalidValueError:  # an older job's, whose package is gone
+        own = {}
+    told = _every_default() | {path: _default(field) for path, field in own.items()}
+    return {path: default for path, default in told.items() if path not in own or mark_of(own[path]) == "answers"}
 
 
 @cache

@@ -15,11 +15,11 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.json import Decoder
 
-from pipeline.encode import data_columns, encoded_lines, json_of, wire_names
+from pipeline.adapter import Adapter
+from pipeline.encode import encoded_lines, json_of, wire_names
 from pipeline.errors import JobError
 from pipeline.instances import instance_form
 from pipeline.jsonform import row_of, rows_of
-from pipeline.pack import MAX_ROWS
 from pipeline.replies import UNREADABLE, Partly, misfit, texts
 from pipeline.status import SUCCESS, Action, Fault, judge
 
@@ -79,12 +79,10 @@ _OK: Final = 200  # what the server says to everything
 _BIGGER: Final = re.compile(r"bigger than (\d+)")
 
 
-class MindSpore:
+class MindSpore(Adapter):
     """Frames rows as instances, and reads one JSON text a row out of the reply."""
 
-    content_type = "application/json"
-    method = "POST"
-    most_rows = MAX_ROWS
+    envelope = b'{"instances":[', b"]}"
 
     def __init__(self, options: MindSporeOptions) -> None:
         self._options = options
@@ -97,21 +95,9 @@ class MindSpore:
         """Return the columns that the job file says are sent, or have a type."""
         return {"input.send": given.send or (), "service.options.types": tuple(self._options.types)}
 
-    def columns(self, given: Input, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the columns that are sent of those that there are."""
-        return data_columns(given, names)
-
     def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> InstanceEncoder:
         """Return what encodes rows, each as one instance."""
         return InstanceEncoder(given, schema, send, self._options.types)
-
-    def frame(self, uuid: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - there is no place for it
-        """Return what stands before and behind the comma-separated rows of a body."""
-        return b'{"instances":[', b"]}"
-
-    def wire(self, body: bytes) -> bytes:
-        """Return a body as it is sent: as it was framed."""
-        return body
 
     def read(
         self,

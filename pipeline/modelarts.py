@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Raw, Struct
 from msgspec.json import Decoder
 
-from pipeline.encode import RowEncoder, data_columns
+from pipeline.adapter import Adapter
 from pipeline.jsonrows import has_some, names
-from pipeline.pack import MAX_ROWS
 from pipeline.replies import UNREADABLE, misfit, texts, unfit
 from pipeline.status import SUCCESS, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
     import pyarrow as pa
 
     from pipeline.status import Fault
-    from schemas.job import Input
     from schemas.options import ModelArtsOptions
 
 
@@ -50,43 +48,19 @@ _BARE: Final = Decoder(_Bare)
 _DECLARE: Final = "declare output.prediction as the answers are, {} for their JSON"
 
 
-class ModelArts:
+class ModelArts(Adapter):
     """Frames rows as a request body and reads one JSON text a row out of the reply."""
-
-    content_type = "application/json"
-    method = "POST"
-    most_rows = MAX_ROWS
 
     def __init__(self, options: ModelArtsOptions, promised: Collection[str] = ()) -> None:
         self._promised = frozenset(promised)
         self._meta = options.meta
         self._wrapped = options.wrapper == "data"
 
-    def address(self, url: str) -> str:
-        """Return the URL to call, which is the one that is given."""
-        return url
-
-    def named(self, given: Input) -> Mapping[str, Sequence[str]]:
-        """Return the columns that the job file says are sent, by the key that does."""
-        return {"input.send": given.send or ()}
-
-    def columns(self, given: Input, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the columns that are sent of those that there are."""
-        return data_columns(given, names)
-
-    def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> RowEncoder:
-        """Return what encodes rows, each as one object."""
-        return RowEncoder(schema, send, rename=given.rename, reject_nan=given.nan == "reject")
-
     def frame(self, uuid: str) -> tuple[bytes, bytes]:
         """Return what stands before and behind the comma-separated rows of a body."""
         meta = f'"meta":{{"uuid":"{uuid}"}},' if self._meta else ""
         before, behind = ('"data":{"req_data":[', "]}}") if self._wrapped else ('"req_data":[', "]}")
         return f"{{{meta}{before}".encode(), behind.encode()
-
-    def wire(self, body: bytes) -> bytes:
-        """Return a body as it is sent: as it was framed."""
-        return body
 
     def read(
         self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int

@@ -17,6 +17,7 @@ import pyarrow as pa
 from urllib3.fields import RequestField
 from urllib3.filepost import encode_multipart_formdata
 
+from pipeline.adapter import Adapter
 from pipeline.encode import Encoded, bytes_form, column_form, json_of, text_of
 from pipeline.jsonform import is_text
 from pipeline.replies import whole
@@ -37,20 +38,16 @@ _NOBODY: Final = "0" * 36
 _types: Final = MimeTypes()  # Python's own table: that of the machine is another on each
 
 
-class Multipart:
+class Multipart(Adapter):
     """Makes a form of each row; `boundary` stands between its parts, and must be nothing that a file can have in it."""
 
-    method = "POST"
     most_rows = 1
+    envelope = b"", b""
 
     def __init__(self, options: FileOptions, boundary: str) -> None:
         self._options = options
         self._boundary = boundary
         self.content_type = f"multipart/form-data; boundary={boundary}"
-
-    def address(self, url: str) -> str:
-        """Return the URL to call, which is the one that is given."""
-        return url
 
     def named(self, given: Input) -> Mapping[str, Sequence[str]]:  # noqa: ARG002 - the options say
         """Return the columns that the options name."""
@@ -68,14 +65,6 @@ class Multipart:
     def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> FormEncoder:
         """Return what makes the bodies."""
         return FormEncoder(self._options, self._boundary, schema, send, reject_nan=given.nan == "reject")
-
-    def frame(self, uuid: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - there is no place for it
-        """Return nothing: a row is a whole body."""
-        return b"", b""
-
-    def wire(self, body: bytes) -> bytes:
-        """Return a body as it is sent: as it was framed."""
-        return body
 
     def read(
         self,

@@ -15,19 +15,23 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Raw, Struct
 from msgspec.json import Decoder
+from pyarrow import types
 
+from pipeline.adapter import Adapter
 from pipeline.addresses import address
 from pipeline.encode import json_of
+from pipeline.errors import JobError
 from pipeline.jsonform import form_of
-from pipeline.replies import UNREADABLE, misfit, texts
-from pipeline.servers import around, counted, finite, judged, without
+from pipeline.replies import UNREADABLE, counted, misfit, texts
+from pipeline.servers import around, finite, judged, without
 from pipeline.status import SUCCESS
 from pipeline.template import TemplateEncoder
-from schemas.template import columns
+from schemas.template import COLUMN, columns, mark_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pipeline.encode import Encoded
     from pipeline.status import Fault
     from schemas.job import Input
     from schemas.servers import ChatOptions, EmbeddingsOptions
@@ -36,20 +40,37 @@ MOST_INPUTS: Final = 2048
 _FAMILY: Final = "openai"
 
 
-class _Templated:
+class _FullEncoder(TemplateEncoder):
+    """Encodes rows, but for those with a null: servers make nothing of it, and some fail as if they were ill."""
+
+    def __init__(self, template: object, schema: pa.Schema, *, reject_nan: bool) -> None:
+        super().__init__(template, schema, reject_nan=reject_nan)
+        self._names = columns(template)
+
+    def encode(self, batch: pa.RecordBatch, row_uuids: pa.Array[Any] | None = None) -> Encoded:
+        """Encode all rows of the batch, in order."""
+        encoded = super().encode(batch, row_uuids)
+        nulls = {
+            row: f"{name} is null, and OpenAI's protocols have no null there"
+            for name in self._names
+            if batch.column(name).null_count
+            for row in np.flatnonzero(np.asarray(batch.column(name).is_null())).tolist()
+        }
+        return encoded._replace(refused={**nulls, **encoded.refused})
+
+
+class _Templated(Adapter):
     """What both have in common: a template says what is sent of a row, under one key."""
 
-    content_type = "application/json"
-    method = "POST"
     most_rows = 1
     protocol = ""
     key = ""
-    answers = ""
+    found_under = ""
 
     def __init__(self, options: ChatOptions | EmbeddingsOptions) -> None:
         self._options = options
         self._template: object = getattr(options, self.key)
-        self._frame = around(self.key, self._beside(), alone=self.most_rows == 1)
+        self.envelope = around(self.key, self._beside(), alone=self.most_rows == 1)
 
     def _beside(self) -> dict[str, Any]:
         return {"model": self._options.model, **self._options.parameters}
@@ -67,16 +88,8 @@ class _Templated:
         return columns(self._template)
 
     def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> TemplateEncoder:  # noqa: ARG002
-        """Return what fills in the template for each row."""
-        return TemplateEncoder(self._template, schema, reject_nan=given.nan == "reject")
-
-    def frame(self, uuid: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - there is no place for it
-        """Return what stands before and behind the comma-separated rows of a body."""
-        return self._frame
-
-    def wire(self, body: bytes) -> bytes:
-        """Return a body as it is sent: as it was framed."""
-        return body
+        """Return what fills in the template for each row that has all columns of it."""
+        return _FullEncoder(self._template, schema, reject_nan=given.nan == "reject")
 
     def read(
         self,
@@ -94,7 +107,7 @@ class _Templated:
             return self._answers(status, finite(body), rows)
         except UNREADABLE as error:
             if body.lstrip()[:1] == b"{" and b'"error"' in body:
-                return without(_FAMILY, status, body, self.answers)
+                return without(_FAMILY, status, body, self.found_under)
             return misfit(status, f"the reply cannot be read: {error}")
 
     def _answers(self, status: int, body: bytes, rows: int) -> pa.Array[Any] | Fault:
@@ -120,8 +133,19 @@ class Embeddings(_Templated):
 
     protocol = "openai-embeddings"
     key = "input"
-    answers = "data"
+    found_under = "data"
     most_rows = MOST_INPUTS
+
+    def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> TemplateEncoder:
+        """Return what fills in the template. Raises JobError for numbers: a list of them is one text, as tokens."""
+        mark, name = mark_of(self._template) or ("", "")
+        kind: Any = schema.field(name).type if mark == COLUMN else pa.null()
+        if types.is_integer(kind) or types.is_floating(kind):
+            raise JobError(
+                f"service.options.input: column {name!r} has type {kind}, and a list of numbers is read as the tokens "
+                f"of one text; allowed: text, or lists of tokens; mend: input.columns: {{{name}: string}}"
+            )
+        return super().encoder(given, schema, send)
 
     def _beside(self) -> dict[str, Any]:
         return {"encoding_format": "base64", **super()._beside()}
@@ -170,7 +194,7 @@ class Chat(_Templated):
 
     protocol = "openai-chat"
     key = "messages"
-    answers = "choices"
+    found_under = "choices"
 
     def __init__(self, options: ChatOptions) -> None:
         self._streamed = options.stream

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import jmespath
 
+from pipeline.adapter import Adapter
+from pipeline.errors import JobError
 from pipeline.mindspore import MindSpore
 from pipeline.modelarts import ModelArts
 from pipeline.multipart import Messages, Multipart
@@ -15,12 +17,13 @@ from pipeline.openinference import OpenInference
 from pipeline.pack import MAX_ROWS
 from pipeline.rowlists import DIALECTS, RowLists
 from pipeline.template import Template
+from schemas import plugins
 from schemas.options import JsonOptions, ModelArtsOptions
+from schemas.values import InvalidValueError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from pipeline.converse import Adapter
     from schemas.job import Service
 
 
@@ -63,8 +66,21 @@ def adapter_of(service: Service, boundary: str = UNSENT, promised: Collection[st
         return ModelArts(options, promised)
     if picker_of(service) and isinstance(options, JsonOptions):  # the answer is found in each event, and joined
         options = options.model_copy(update={"answer": None})
+    if service.protocol not in ADAPTERS:
+        return _plugged(service.protocol, options)
     adapter = MESSAGES.get(service.protocol) if service.way == "websocket" else None
     return (adapter or ADAPTERS[service.protocol])(options, boundary)
+
+
+def _plugged(protocol: str, options: Any) -> Adapter:
+    """Return an adapter of another package. Raises JobError, which names it, where it gives none."""
+    try:
+        adapter = plugins.made(protocol, options)
+        if not isinstance(adapter, Adapter):
+            raise plugins.unusable(protocol, f"makes a {type(adapter).__name__}; allowed: an Adapter")
+    except InvalidValueError as error:
+        raise JobError(f"service.protocol: {error}") from None
+    return adapter
 
 
 def picker_of(service: Service) -> Callable[[Any], Any] | None:

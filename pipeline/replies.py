@@ -10,6 +10,7 @@ import pyarrow as pa
 from msgspec import DecodeError, Raw, Struct
 from msgspec.json import Decoder
 
+from pipeline.encode import json_of
 from pipeline.status import SUCCESS, Action, Fault, judge
 
 if TYPE_CHECKING:
@@ -46,6 +47,30 @@ def texts(status: int, answers: Sequence[Raw | bytes]) -> pa.Array[Any] | Fault:
     except pa.ArrowInvalid:
         return misfit(status, "the reply is not UTF-8")
     return array
+
+
+def sifted(status: int, answers: Sequence[Any]) -> pa.Array[Any] | Partly | Fault:
+    """Return answers that are JSON as it stands (bytes, Raw), values to be written as JSON, or the faults of rows.
+
+    A request of which no row has an answer has failed as a whole.
+    """
+    failed = tuple(position for position, one in enumerate(answers) if isinstance(one, Fault))
+    if failed and len(failed) == len(answers):
+        first: Fault = answers[0]
+        return first
+    found = texts(status, [_as_text(one) for one in answers])
+    return found if isinstance(found, Fault) or not failed else Partly(found, failed)
+
+
+def _as_text(answer: object) -> Raw | bytes:
+    return answer if isinstance(answer, Raw | bytes) else b"null" if isinstance(answer, Fault) else json_of(answer)
+
+
+def counted(status: int, answers: Sequence[Any], rows: int) -> Fault | None:
+    """Return the fault of a reply that has not one answer a row."""
+    if len(answers) == rows:
+        return None
+    return misfit(status, f"{rows} rows were sent, {len(answers)} answers came back")
 
 
 def whole(status: int, headers: Mapping[str, str], body: bytes) -> pa.Array[Any] | Fault:

@@ -1,19 +1,26 @@
 """Protocols that list rows under a key of a JSON object, and answers under another: they differ in data alone.
 
-KServe V1, TensorFlow Serving (row form), MLflow and TorchServe (with a JSON handler). One bad row fails its request,
-and a reply has one answer a row, which nothing but its length tells: so it is checked every time.
+KServe V1, TensorFlow Serving, MLflow and TorchServe (with a JSON handler). One bad row fails its request, and a reply
+has one answer a row, which nothing but its length tells: so it is checked every time.
+
+Where the names of columns are said once (TensorFlow's column form, MLflow's split table), rows are packed as objects
+nevertheless, and laid out when the body is sent, which is then never longer than the one that was packed.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
+from msgspec import Raw
+from msgspec.json import Decoder
+
+from pipeline.adapter import Adapter
 from pipeline.addresses import address
-from pipeline.encode import RowEncoder, data_columns
-from pipeline.errors import JobError
-from pipeline.pack import MAX_ROWS
-from pipeline.replies import UNREADABLE, misfit, texts
-from pipeline.servers import around, counted, decoded_list, decoded_object, finite, judged, without
+from pipeline.encode import json_of
+from pipeline.replies import UNREADABLE, counted, misfit, texts
+from pipeline.rowforms import RowFormEncoder
+from pipeline.servers import decoded_list, decoded_object, finite, judged, without
 from pipeline.status import SUCCESS
 
 if TYPE_CHECKING:
@@ -21,72 +28,103 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from pipeline.rowforms import RowForm
     from pipeline.status import Fault
     from schemas.job import Input
+
+    Rows = Sequence[Mapping[str, Raw]]
+
+_HOLE: Final = Raw(b"[\n]")  # JSON has no raw newline
+_ROWS: Final = Decoder(list[dict[str, Raw]])
+
+
+class Layout(NamedTuple):
+    """What stands for the rows in a framed body, around a hole for them, and in the one that is sent."""
+
+    framed: Any
+    form: RowForm
+    sent: Callable[[Rows], Any]
+
+
+def _split(rows: Rows) -> Any:
+    return {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
+
+
+def _columns(rows: Rows) -> Any:
+    """Join the columns, of which each row has lists of one value."""
+    return {name: Raw(b"[%s]" % b",".join([bytes(row[name])[1:-1] for row in rows])) for name in rows[0]}
+
+
+SPLIT: Final = Layout({"columns": [], "data": _HOLE}, "objects", _split)
+COLUMNS: Final = Layout(_HOLE, "columns", _columns)
 
 
 class Dialect(NamedTuple):
     """How a protocol differs: `key` and `beside` make the request, answers are under `answers`.
 
-    `bare`: the answers may be the whole reply. `b64`: bytes are `{"b64": text}`, else text.
+    `bare`: the answers may be the whole reply. `b64`: bytes are `{"b64": text}`, else text. `tensors` is the name of a
+    server that reads values as tensors. `layout` says how rows are sent, if not as a list.
     """
 
     key: Callable[[Any], str] = lambda _: "instances"
     beside: Callable[[Any], Mapping[str, Any]] = lambda _: {}
-    answers: str = "predictions"
+    answers: Callable[[Any], str] = lambda _: "predictions"
     bare: bool = False
     b64: bool = False
+    tensors: str | None = None
+    layout: Callable[[Any], Layout | None] = lambda _: None
 
 
 DIALECTS: Final[Mapping[str, Dialect]] = {
     "kserve": Dialect(b64=True),
     "tensorflow": Dialect(
-        beside=lambda options: {"signature_name": options.signature} if options.signature else {}, b64=True
+        key=lambda options: options.key,
+        beside=lambda options: {"signature_name": options.signature} if options.signature else {},
+        answers=lambda options: "outputs" if options.key == "inputs" else "predictions",
+        b64=True,
+        tensors="TensorFlow Serving",
+        layout=lambda options: COLUMNS if (options.key, options.rows) == ("inputs", "objects") else None,
     ),
     "mlflow": Dialect(
-        key=lambda options: options.key, beside=lambda options: {"params": options.params} if options.params else {}
+        key=lambda options: options.key,
+        beside=lambda options: {"params": options.params} if options.params else {},
+        layout=lambda options: SPLIT if options.key == "dataframe_split" else None,
     ),
     "torchserve": Dialect(bare=True),
 }
 """By `service.protocol`."""
 
 
-class RowLists:
+class RowLists(Adapter):
     """Frames rows as a request body and reads one JSON text a row out of the reply."""
-
-    content_type = "application/json"
-    method = "POST"
-    most_rows = MAX_ROWS
 
     def __init__(self, protocol: str, options: Any) -> None:
         self._protocol = protocol
         self._options = options
         self._dialect = DIALECTS[protocol]
-        self._frame = around(self._dialect.key(options), self._dialect.beside(options))
+        self._layout = self._dialect.layout(options)
+        before, behind = self._around(self._layout.framed if self._layout else _HOLE).split(b"\n")
+        self.envelope = before, behind
+        self._key = self._dialect.answers(options)
+
+    def _around(self, rows: Any) -> bytes:
+        return json_of({**self._dialect.beside(self._options), self._dialect.key(self._options): rows})
 
     def address(self, url: str) -> str:
         """Return the URL to call."""
         return address(self._protocol, self._options, url)
 
-    def named(self, given: Input) -> Mapping[str, Sequence[str]]:
-        """Return the columns that the job file says are sent, by the key that does."""
-        return {"input.send": given.send or ()}
-
-    def columns(self, given: Input, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the columns that are sent of those that there are."""
-        return data_columns(given, names)
-
     def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> RowFormEncoder:
         """Return what encodes rows in the form that the options say."""
-        return RowFormEncoder(schema, send, given, form=self._options.rows, b64=self._dialect.b64)
-
-    def frame(self, uuid: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - there is no place for it
-        """Return what stands before and behind the comma-separated rows of a body."""
-        return self._frame
+        form = self._layout.form if self._layout else self._options.rows
+        return RowFormEncoder(schema, send, given, form=form, b64=self._dialect.b64, tensors=self._dialect.tensors)
 
     def wire(self, body: bytes) -> bytes:
-        """Return a body as it is sent: as it was framed."""
-        return body
+        """Return a body as it is sent: as it was framed, or laid out anew."""
+        if self._layout is None:
+            return body
+        before, behind = self.envelope
+        return self._around(self._layout.sent(_ROWS.decode(b"[%s]" % body[len(before) : len(body) - len(behind)])))
 
     def read(
         self,
@@ -101,36 +139,41 @@ class RowLists:
         if status not in SUCCESS:
             return judged(self._protocol, status, headers, body)
         try:
-            answers = self._answers(finite(body))
+            answers = self._answers(finite(body), rows)
         except UNREADABLE as error:
             return misfit(status, f"the reply cannot be read: {error}")
+        except ValueError as error:
+            return misfit(status, str(error))
         if answers is None:
-            return without(self._protocol, status, body, self._dialect.answers)
+            return without(self._protocol, status, body, self._key)
         return counted(status, answers, rows) or texts(status, answers)
 
-    def _answers(self, body: bytes) -> Sequence[Any] | None:
+    def _answers(self, body: bytes, rows: int) -> Sequence[Raw | bytes] | None:
         if self._dialect.bare and body.lstrip()[:1] == b"[":
             return decoded_list(body)
-        found = decoded_object(body).get(self._dialect.answers)
-        return None if found is None else decoded_list(found)
+        found = decoded_object(body).get(self._key)
+        if found is None:
+            return None
+        answers = _by_columns(found, rows) if bytes(found).lstrip()[:1] == b"{" else decoded_list(found)
+        if self._dialect.b64 and b'"b64"' in body:
+            return [json_of(_plain(msgspec.json.decode(one))) for one in answers]
+        return answers
 
 
-class RowFormEncoder(RowEncoder):
-    """Encodes rows as objects, as lists of values, or as values. Raises JobError for columns that cannot be sent so."""
-
-    def __init__(self, schema: pa.Schema, send: Sequence[str], given: Input, *, form: str, b64: bool) -> None:
-        super().__init__(schema, send, rename=given.rename, reject_nan=given.nan == "reject", b64=b64)
-        if form == "values" and len(send) != 1:
-            raise JobError(
-                f"service.options.rows: 'values' sends one column, and input.send has {len(send)}; allowed: lists"
-            )
-        if form != "objects":
-            self._row = _value if form == "values" else _list
+def _by_columns(found: Raw, rows: int) -> Sequence[bytes]:
+    """Put together each row's answer of several outputs. Raises ValueError where one has not a value a row."""
+    outputs = {name: decoded_list(values) for name, values in decoded_object(bytes(found)).items()}
+    for name, values in outputs.items():
+        if len(values) != rows:
+            raise ValueError(f"{rows} rows were sent, and output {name!r} came back with {len(values)} values")
+    return [json_of({name: values[row] for name, values in outputs.items()}) for row in range(rows if outputs else 0)]
 
 
-def _value(value: object) -> object:
-    return value
-
-
-def _list(*values: object) -> object:
-    return values
+def _plain(value: Any) -> Any:
+    """Take bytes in an answer for what they are in all answers: base64 text."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    only = value.get("b64") if len(value) == 1 else None
+    return only if isinstance(only, str) else {name: _plain(one) for name, one in value.items()}

@@ -40,8 +40,8 @@ from schemas.secret import Unresolved
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pipeline.adapter import Adapter
     from pipeline.columns import Columns
-    from pipeline.converse import Adapter
     from pipeline.heal import Old
     from pipeline.progress import Progress
     from schemas.job import Job

@@ -52,8 +52,8 @@ def _rows(job: Job) -> Iterator[tuple[Keys, str]]:
     options = job.service.options
     assert isinstance(options, RowsOptions)
     send = job.input.send
-    if isinstance(options, MlflowOptions) and options.key == "dataframe_records" and options.rows != "objects":
-        why = f"{options.rows!r} is not for dataframe_records, whose rows are objects"
+    if isinstance(options, MlflowOptions) and options.key.startswith("dataframe_") and options.rows != "objects":
+        why = f"{options.rows!r} is not for {options.key}, whose columns have names"
         yield (*_OPTIONS, "rows"), f"{why}; allowed: objects, or options.key: instances"
     elif options.rows != "objects" and job.input.rename:
         yield ("input", "rename"), f"with service.options.rows: {options.rows} no name is sent; leave it out"

@@ -19,7 +19,7 @@ from pipeline.replies import UNREADABLE, misfit
 from pipeline.status import Action, Fault, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 _PLATFORM: Final = frozenset({"gateway", "dispatcher"})
 _BETWEEN: Final = frozenset({502, 504})
@@ -34,16 +34,21 @@ class Sign(NamedTuple):
     action: Action
 
 
-_VALUES: Final = Sign(500, r"^(ValueError|TypeError|KeyError|IndexError) ?:", Action.REJECT)
-"""A Python exception about the values that a model was given, in KServe's words."""
+_VALUES: Final = Sign(500, r"^[\w.]*(Value|Type|Key|Index|Overflow)Error ?:", Action.REJECT)
+"""A Python exception about the values that a model was given, as KServe words it, and a traceback."""
+
+_LOADING: Final = Sign(400, r"^Model .* is not ready yet\.$", Action.SLOWER)
+"""MLServer's word for a model that it is loading; no row is the reason."""
 
 SIGNS: Final[Mapping[str, tuple[Sign, ...]]] = {
     "kserve": (_VALUES,),
-    "open-inference": (_VALUES,),
+    "open-inference": (_VALUES, _LOADING),
     "tensorflow": (
+        Sign(400, r"keys must be equal to: [^\"{}]*$", Action.STOP),  # all rows have the same
         Sign(409, "", Action.RETRY),  # aborted
         Sign(499, "", Action.RETRY),  # cancelled
     ),
+    "mlflow": (Sign(400, r"^Model is missing inputs ", Action.STOP),),
     "torchserve": (
         Sign(503, "InternalServerException", Action.RETRY),  # its handler has failed: by the rows, or by itself
     ),
@@ -61,7 +66,8 @@ def judged(protocol: str, status: int, headers: Mapping[str, str], body: bytes) 
     if fault.by in _PLATFORM:
         return fault
     said = _object(body)
-    fault = fault._replace(code=_code(said) or fault.code, message=_detail(said) or fault.message)
+    message = _detail(said) or _raised(body) or fault.message
+    fault = fault._replace(code=_code(said) or fault.code, message=message)
     if said and status not in _BETWEEN:
         fault = fault._replace(by="model")
     for sign in (*SIGNS.get(protocol, ()), *_EVERYWHERE):
@@ -94,12 +100,39 @@ def _code(said: Mapping[str, Any]) -> str | None:
 
 
 def _detail(said: Mapping[str, Any]) -> str | None:
-    """Return in one line what a server finds wrong with a request, a list with a place and a text each."""
+    """Return in one line what a server finds wrong with a request, where it is not all that it says."""
     detail = said.get("detail")
-    if not isinstance(detail, list):
+    if isinstance(detail, list):  # with a place and a text each
+        found = [_finding(one) for one in detail if isinstance(one, dict)]
+        return "; ".join(found)[:500] or None
+    return _cause(said.get("message"), said.get("stack_trace"))
+
+
+_EXCEPTION: Final = re.compile(r"\n(\S.*)", re.DOTALL)
+"""What stands in a traceback behind the last frame's code, which is indented."""
+
+
+def _cause(message: object, trace: object) -> str | None:
+    """Return what is wrong behind MLflow's words: it quotes all that was sent first, or tells it by a trace alone."""
+    if not isinstance(message, str):
         return None
-    found = [_finding(one) for one in detail if isinstance(one, dict)]
-    return "; ".join(found)[:500] or None
+    raised = _EXCEPTION.search(trace.rpartition('\n  File "')[2]) if isinstance(trace, str) else None
+    if raised:
+        message = f"{raised[1]} ({message.partition('. ')[0]})"
+    elif message.startswith("Failed to predict data '"):
+        message = message.rpartition("Error: ")[2]
+    else:
+        return None
+    return " ".join(message.split())[:500] or None
+
+
+def _raised(body: bytes) -> str | None:
+    """Return the exception at the end of a Python traceback, as MLServer and other servers answer while they debug."""
+    if not body.startswith(b"Traceback (most recent call last):"):
+        return None
+    text = body.decode("utf-8", "replace").rpartition('\n  File "')[2]
+    exception = re.search(r"\n(\S.*)", text, re.DOTALL)  # behind the last frame's code, which is indented
+    return " ".join(exception[1].split())[:500] if exception else None
 
 
 def _finding(one: Mapping[str, Any]) -> str:
@@ -138,10 +171,3 @@ def around(rows: str, beside: Mapping[str, Any], *, alone: bool = False) -> tupl
     hole = Raw(b"\n") if alone else Raw(b"[\n]")  # JSON has no raw newline
     before, behind = json_of({**beside, rows: hole}).split(b"\n")
     return before, behind
-
-
-def counted(status: int, answers: Sequence[Any], rows: int) -> Fault | None:
-    """Return the fault of a reply that has not one answer a row."""
-    if len(answers) == rows:
-        return None
-    return misfit(status, f"{rows} rows were sent, {len(answers)} answers came back")

@@ -11,6 +11,7 @@ from pipeline.errors import StorageFailed
 from pipeline.ledger import write_stop
 from pipeline.memory import return_large_blocks
 from pipeline.progress import Progress
+from pipeline.read import FILES
 from pipeline.score import Scorer
 from pipeline.stopping import Stopping
 from pipeline.storage import Store
@@ -48,7 +49,7 @@ def acquire(job: Job, order: Order) -> Scorer:
     shared = session(order.run)
     with _LOCK:
         if shared.scorer is None:
-            return_large_blocks()
+            return_large_blocks(of_arrow=job.input.format in FILES)
             shared.scorer = Scorer(job, order, stopping=shared.stopping, progress=shared.progress)
         shared.users += 1
         return shared.scorer

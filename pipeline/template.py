@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Raw
 from msgspec.json import Decoder
 
+from pipeline.adapter import Adapter
 from pipeline.encode import Encoded, bytes_form, column_form, encoded_lines, json_of
 from pipeline.jsonform import row_of, rows_of
 from pipeline.leaves import Converted
@@ -40,23 +41,17 @@ _LIST: Final = Decoder(list[Raw])
 _SHOWN: Final = 200
 
 
-class Template:
+class Template(Adapter):
     """Frames rows by a template, and finds their answers in replies."""
-
-    content_type = "application/json"
 
     def __init__(self, options: JsonOptions) -> None:
         self.method = options.method
         self._body = options.body
         self._alone = one_row(options.body)
         self.most_rows = 1 if self._alone else MAX_ROWS
-        self._frame = (b"", b"") if self._alone else _frame(options.body)
+        self.envelope = (b"", b"") if self._alone else _frame(options.body)
         self._told = f"service.options.answer {options.answer!r}"
         self._path = options.answer and jmespath.compile(options.answer)
-
-    def address(self, url: str) -> str:
-        """Return the URL to call, which is the one that is given."""
-        return url
 
     def named(self, given: Input) -> Mapping[str, Sequence[str]]:  # noqa: ARG002 - the template says
         """Return the columns that the template names."""
@@ -70,14 +65,6 @@ class Template:
         """Return what fills in the template, or what it has for each row."""
         body = self._body if self._alone else _rows(self._body)
         return TemplateEncoder(body, schema, reject_nan=given.nan == "reject")
-
-    def frame(self, uuid: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - a template has no place for it
-        """Return what stands before and behind the comma-separated rows of a body."""
-        return self._frame
-
-    def wire(self, body: bytes) -> bytes:
-        """Return a body as it is sent: as it was framed."""
-        return body
 
     def read(
         self,

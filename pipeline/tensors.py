@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     Bools = npt.NDArray[np.bool_]
     Numbers = npt.NDArray[Any]
 
-NULL: Final = " is null, and MindSpore Serving takes none"
-EMPTY: Final = "MindSpore Serving takes no empty list"
+_SERVER: Final = "MindSpore Serving"
+NULL: Final = f" is null, and {_SERVER} takes none"
+EMPTY: Final = f"{_SERVER} takes no empty list"
 
 
 NONE: Final = np.empty(0, np.bool_)
@@ -116,8 +117,11 @@ def _taken(values: Any, which: Any) -> Any:
         return pa.concat_arrays([nothing.slice(1), *taken])
 
 
-def peeled(column: Any) -> tuple[Rows, Any]:
-    """Take the lists off a column: the numbers that were in it, and where those of each row are, with what shape."""
+def peeled(column: Any, server: str = _SERVER) -> tuple[Rows, Any]:
+    """Take the lists off a column: the numbers that were in it, and where those of each row are, with what shape.
+
+    `server` is whose rules the faults name.
+    """
     count = len(column)
     starts, stops = np.arange(count), np.arange(1, count + 1)
     sizes: list[Int64s] = []
@@ -127,14 +131,14 @@ def peeled(column: Any) -> tuple[Rows, Any]:
         shape = column.type.shape if tensor else None
         order = column.type.permutation if tensor else None
         column = plain(column)
-        _note_nulls(column, starts, stops, depth=len(sizes), faults=faults)
+        _note_nulls(column, Rows(starts, stops, [], faults), server, depth=len(sizes))
         if not _is_list(column.type):
             break
         lengths, column = items_of(column)
         ends = np.concatenate([[0], np.cumsum(lengths)])
         size, ragged = _alike(lengths, starts, stops)
         for row in np.flatnonzero(ragged).tolist():
-            faults.setdefault(row, " is ragged, and MindSpore Serving takes arrays of one shape")
+            faults.setdefault(row, f" is ragged, and {server} takes arrays of one shape")
         starts, stops = ends[starts], ends[stops]
         if shape is None:
             sizes.append(size)
@@ -147,16 +151,16 @@ def peeled(column: Any) -> tuple[Rows, Any]:
         shapes = list(zip(*(size.tolist() for size in sizes), strict=True))
     for row, one in enumerate(shapes):
         if 0 in one[:-1]:
-            faults.setdefault(row, f" has the shape {list(one)}: {EMPTY}, but for the innermost")
+            faults.setdefault(row, f" has the shape {list(one)}: {server} takes no empty list, but for the innermost")
     return Rows(starts, stops, shapes, faults), column
 
 
-def _note_nulls(column: Any, starts: Int64s, stops: Int64s, *, depth: int, faults: dict[int, str]) -> None:
+def _note_nulls(column: Any, rows: Rows, server: str, *, depth: int) -> None:
     if not column.null_count:
         return
     odd = column.is_null().to_numpy(zero_copy_only=False)
-    for row, _ in first_of(odd, Rows(starts, stops, [], {})):
-        faults.setdefault(row, NULL if not depth else " has a null in it, and MindSpore Serving takes none")
+    for row, _ in first_of(odd, rows):
+        rows.faults.setdefault(row, f" {'has a null in it' if depth else 'is null'}, and {server} takes none")
 
 
 def _permuted(column: Any, shape: Sequence[int], order: Sequence[int] | None) -> Any:

@@ -37,6 +37,9 @@ Kind = Literal["refused", "unknown-host", "reset", "timeout", "tls", "protocol"]
 # The sockets' own timeouts are a second fence, and a later one: the two must not race to end one exchange.
 FENCE_SECONDS: Final = 1.0
 
+CRASHED: Final = 500
+"""Behind such a reply some servers close the connection (uvicorn does), without a word: it is not used again."""
+
 DEFAULTS: Final = {"User-Agent": f"bulkscore/{__version__}", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
 
 # Foreign errors, most specific first: the first row that fits the error, or anything that it wraps, says what happened.
@@ -179,6 +182,7 @@ class Transport:
         with self._watchdog.within(deadline_seconds) as exchange:
             try:
                 response = self._send(self._request(url, body, headers), max(deadline_seconds, 0) + FENCE_SECONDS)
+                exchange.last = response.status == CRASHED
                 status, said, content = self._receive(response)
             except _FOREIGN as problem:
                 error = problem

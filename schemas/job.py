@@ -42,9 +42,10 @@ from schemas.fields import (
     Urls,
     marked,
 )
-from schemas.options import OptionsOfProtocol  # noqa: TC001 - pydantic reads it
+from schemas.options import OPTIONS, OptionsOfProtocol, ProtocolName, options_of
 from schemas.servers import ChatOptions
-from schemas.values import Allowance
+from schemas.transported import Options
+from schemas.values import Allowance, InvalidValueError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,19 +127,7 @@ class Service(Part):
 
     url: Annotated[Urls, marked("place", "The full URL to call, custom path included; or a list to balance over.")]
     protocol: Annotated[
-        Literal[
-            "modelarts",
-            "file",
-            "json",
-            "mindspore",
-            "kserve",
-            "openai-chat",
-            "openai-embeddings",
-            "open-inference",
-            "tensorflow",
-            "mlflow",
-            "torchserve",
-        ],
+        ProtocolName,
         marked("answers", "The form of requests and replies."),
     ] = "modelarts"
     transport: Annotated[
@@ -165,6 +154,26 @@ class Service(Part):
         """The transport, where none is named: by the URL, and by what is asked for."""
         streamed = isinstance(self.options, ChatOptions) and self.options.stream
         return self.transport or ("websocket" if self.url[0].startswith("ws") else "sse" if streamed else "http")
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Give another package's options by their values: where it is missing, it is for the adapter to say so."""
+        state = super().__getstate__()
+        if self.protocol in OPTIONS:
+            return state
+        return {**state, "__dict__": {**state["__dict__"], "options": self.options.model_dump(exclude_unset=True)}}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        values = state["__dict__"]
+        super().__setstate__({**state, "__dict__": {**values, **_revived(values["protocol"], values["options"])}})
+
+
+def _revived(protocol: str, options: Any) -> dict[str, Any]:
+    if isinstance(options, Options):
+        return {}
+    try:
+        return {"options": options_of(protocol).model_validate(options)}
+    except InvalidValueError:
+        return {"options": Options()}
 
 
 class Output(Part):
@@ -234,10 +243,11 @@ def leaves(part: type[Part] = Job, prefix: str = "") -> Iterator[tuple[str, Fiel
 
 def marks() -> dict[str, Mark]:
     """Say what a change of each key changes: dotted path -> mark, for all of them."""
-    return {path: _mark(field) for path, field in leaves()}
+    return {path: mark_of(field) for path, field in leaves()}
 
 
-def _mark(field: FieldInfo) -> Mark:
+def mark_of(field: FieldInfo) -> Mark:
+    """Say what a change of a key changes."""
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
     mark: Any = extra["x-changes"]

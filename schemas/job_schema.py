@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from schemas import plugins
 from schemas.fields import Part
 from schemas.job import Job
+from schemas.options import OPTIONS
+from schemas.values import InvalidValueError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from schemas.transported import Options
 
 _SUBSTITUTED: Final = {"type": "string", "pattern": r"\$\{[^}]+\}"}
 _NULL: Final = {"type": "null"}
 
 
 def json_schema() -> dict[str, Any]:
-    """Describe every key: what it takes, what it is for, what its change changes. Always the same."""
+    """Describe every key: what it takes, what it is for, what its change changes.
+
+    Always the same, but for the protocols of other packages that are installed.
+    """
     schema = Job.model_json_schema()
-    defaults = {part.__name__: _defaults(part) for part in _parts(Part)}
+    defaults = {part.__name__: _defaults(part) for part in _parts(Part) if part.__module__.startswith("schemas.")}
     for title, part in (("Job", schema), *schema["$defs"].items()):
         for name, field in part["properties"].items():
             part["properties"][name] = _as_written(field, defaults[title].get(name))
+    for protocol in sorted(set(plugins.given()) - set(OPTIONS)):
+        with suppress(InvalidValueError):  # what cannot be used disturbs nobody but the job that names it
+            _add(protocol, plugins.plugin_of(protocol).options, schema["$defs"])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "bulkscore job file"}
+
+
+def _add(protocol: str, options: type[Options], definitions: dict[str, Any]) -> None:
+    """Let a job name the protocol of another package, and have its options."""
+    service = definitions["Service"]["properties"]
+    for way in service["protocol"]["anyOf"]:
+        if "enum" in way:
+            way["enum"].append(protocol)
+    described = options.model_json_schema(ref_template=f"#/$defs/{protocol}.{{model}}")
+    own = {**described.pop("$defs", {}), options.__name__: described}
+    for name, part in own.items():
+        for key, field in part.get("properties", {}).items():
+            part["properties"][key] = _as_written(field, field.get("default"))
+        definitions[f"{protocol}.{name}"] = part
+    service["options"]["anyOf"].append({"$ref": f"#/$defs/{protocol}.{options.__name__}"})
 
 
 def _defaults(part: type[Part]) -> dict[str, Any]:

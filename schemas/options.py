@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema, WrapSerializer, WrapValidator
+from pydantic_core import PydanticKnownError
 
+from schemas import plugins
 from schemas.fields import Flag, Form, JmesPath, Template, Text, marked
 from schemas.servers import (
     ChatOptions,
@@ -20,7 +22,12 @@ from schemas.servers import (
 from schemas.transported import Options
 
 if TYPE_CHECKING:
-    from pydantic import ValidationInfo
+    from pydantic import (
+        SerializationInfo,
+        SerializerFunctionWrapHandler,
+        ValidationInfo,
+        ValidatorFunctionWrapHandler,
+    )
 
 
 class ModelArtsOptions(Options):
@@ -88,11 +95,41 @@ OPTIONS: Final[dict[str, type[Options]]] = {
 """By `service.protocol`."""
 
 
-def _of_protocol(given: Any, info: ValidationInfo) -> Any:
+def options_of(protocol: str) -> type[Options]:
+    """Return the class of a protocol's options. Raises InvalidValueError for a package's that cannot be used."""
+    return OPTIONS.get(protocol) or plugins.plugin_of(protocol).options
+
+
+def known() -> list[str]:
+    """Name the protocols: ours, then those of installed packages."""
+    return list(dict.fromkeys([*OPTIONS, *plugins.given()]))
+
+
+def _protocol(value: object) -> str:
+    """Take the name of a protocol of ours, or of an installed package; no package may take one of ours."""
+    if not isinstance(value, str) or value not in known():
+        raise PydanticKnownError("literal_error", {"expected": " or ".join(map(repr, known()))})
+    if value in OPTIONS and value in plugins.given():
+        raise plugins.taken(value)
+    options_of(value)
+    return value
+
+
+ProtocolName = Annotated[str, BeforeValidator(_protocol), WithJsonSchema({"enum": list(OPTIONS), "type": "string"})]
+
+
+def _of_protocol(given: Any, one_of_ours: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Options:
     """Check options as those of the protocol that is named beside them."""
     if "protocol" not in info.data:  # it is wrong, and blamed already
         return ModelArtsOptions()
-    return given if isinstance(given, Options) else OPTIONS[info.data["protocol"]].model_validate(given)
+    options = given if isinstance(given, Options) else options_of(info.data["protocol"]).model_validate(given)
+    return one_of_ours(options) if info.data["protocol"] in OPTIONS else options
 
 
-OptionsOfProtocol = Annotated[AnyOptions, BeforeValidator(_of_protocol)]
+def _written(options: Any, one_of_ours: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+    if isinstance(options, Options) and type(options) not in OPTIONS.values():
+        return options.model_dump(mode=info.mode)
+    return one_of_ours(options)
+
+
+OptionsOfProtocol = Annotated[AnyOptions, WrapValidator(_of_protocol), WrapSerializer(_written)]

@@ -90,8 +90,12 @@ class KServeOptions(NamedOptions, RowsOptions):
 
 
 class TensorFlowOptions(VersionedOptions, RowsOptions):
-    """TensorFlow Serving's REST interface, in its row form."""
+    """TensorFlow Serving's REST interface, in its row form or its column form."""
 
+    key: Annotated[
+        Literal["instances", "inputs"],
+        marked("answers", "What rows are listed under: instances (row form), or inputs (column form, in fewer bytes)."),
+    ] = "instances"
     label: Annotated[Text | None, marked("answers", "The version's label, instead of its number.")] = None
     signature: Annotated[Text | None, marked("answers", "The signature's name; default: serving_default.")] = None
 
@@ -103,6 +107,10 @@ class OpenInferenceOptions(VersionedOptions):
         Text | None, marked("answers", "All columns are one tensor of this name; default: a tensor a column.")
     ] = None
     outputs: Annotated[MaybeTexts, marked("answers", "The outputs asked for; default: the model's own choice.")] = ()
+    parameters: Annotated[
+        Annotated[dict[str, Any], BeforeValidator(_parameters), _OBJECT],
+        marked("answers", "Parameters of the request, such as content_type: pd for columns of a table."),
+    ] = Field(default_factory=dict)
 
 
 class TorchServeOptions(VersionedOptions, RowsOptions):
@@ -113,8 +121,8 @@ class MlflowOptions(RowsOptions):
     """What `mlflow models serve` speaks."""
 
     key: Annotated[
-        Literal["dataframe_records", "instances", "inputs"],
-        marked("answers", "What rows are listed under: records of a table, or tensors."),
+        Literal["dataframe_records", "dataframe_split", "instances", "inputs"],
+        marked("answers", "What rows are listed under: a table (split: names once, in fewer bytes), or tensors."),
     ] = "dataframe_records"
     params: Annotated[
         Annotated[dict[str, Any], BeforeValidator(_parameters), _OBJECT],

@@ -7,6 +7,8 @@ import os
 import socket
 from contextlib import ExitStack
 
+import kserving
+import mlserving
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -73,6 +75,21 @@ def sandbox():
     """Start services that stop with the test; called with the fields of `Options`, it returns a base URL."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(running(Options(port=0, **options)))
+
+
+@pytest.fixture(scope="session")
+def model_server(tmp_path_factory):
+    """Return real model servers by name, each started for whoever asks first."""
+    running = {"kserve": kserving.running, "mlserver": mlserving.running}
+    with ExitStack() as stack:
+        there = {}
+
+        def started(name):
+            if name not in there:
+                there[name] = stack.enter_context(running[name](tmp_path_factory.mktemp(name)))
+            return there[name]
+
+        yield started
 
 
 @pytest.fixture

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
 import textwrap
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import keystone
-import requests
-
-from jobs import until
+from realserving import free_port
+from serving import started
 
 PACKAGES = ["litserve==0.2.19"]
 CRASH = "crash"
@@ -54,28 +49,10 @@ SERVER = """
 
 
 @contextmanager
-def running(folder):
+def running(folder, *, port=None, kill=False):
     """Start the server; yields its URL. Its workers are processes of their own, and end with their group."""
-    venv = keystone.installed(PACKAGES)
+    venv, port = keystone.installed(PACKAGES), port or free_port()
     (folder / "server.py").write_text(textwrap.dedent(SERVER))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    line = [venv / "bin" / "python", folder / "server.py", str(port)]
-    with (
-        (folder / "server.log").open("w") as log,
-        subprocess.Popen(line, cwd=folder, stdout=log, stderr=log, start_new_session=True) as server,
-    ):
-        try:
-            until(lambda: server.poll() is not None or answers(f"http://127.0.0.1:{port}/health"))
-            assert server.poll() is None, (folder / "server.log").read_text()
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
-
-
-def answers(url):
-    """Whether it is there, and its models are."""
-    with suppress(requests.RequestException):
-        return requests.get(url, timeout=30).status_code == 200
-    return False
+    url = f"http://127.0.0.1:{port}"
+    with started([venv / "bin" / "python", "server.py", port], folder, f"{url}/health", kill=kill):
+        yield url

@@ -10,19 +10,19 @@ import json
 from base64 import b64encode
 
 import numpy as np
+import tfserving
 
 PREDICTIONS = {
     "/v1/models/iris:predict": "instances",
-    "/v1/models/iris/versions/1:predict": "instances",
     "/predictions/iris": "instances",
     "/invocations": "dataframe_records",
 }
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 CRASHES = {
     "/v1/models/iris:predict": (500, {"error": "ValueError : Input X is negative"}),
-    "/v1/models/iris/versions/1:predict": (400, {"error": "indices out of range"}),
+    "/v1/models/iris/versions/1:predict": (400, {"error": "indices[0] = -1 is not in [0, 3)"}),
     "/predictions/iris": (503, {"code": 503, "type": "InternalServerException", "message": "Prediction failed"}),
-    "/invocations": (400, {"error_code": "BAD_REQUEST", "message": "X is negative", "stack_trace": "..."}),
+    "/invocations": (400, {"error_code": "BAD_REQUEST", "message": "Invalid input. X is negative"}),
 }
 
 
@@ -40,10 +40,10 @@ def negative(row):
 def serve(call):
     """Answer one request."""
     body = json.loads(call.body)
+    if "/versions/" in call.path:
+        return tfserving.serve(call)
     if call.path in PREDICTIONS:
         status, said = predict(call.path, body)
-    elif call.path == "/v2/models/iris/infer":
-        status, said = infer(body)
     elif call.path == "/v1/embeddings":
         status, said = 200, embed(body)
     elif call.path == "/v1/chat/completions":
@@ -51,18 +51,6 @@ def serve(call):
     else:
         status, said = 404, {"error": f"no route {call.path}"}
     return status, {"Content-Type": "application/json"}, json.dumps(said).encode()
-
-
-def infer(body):
-    """Answer with one tensor, of the shape that MLServer gives it."""
-    (tensor,) = body["inputs"]
-    rows, width = tensor["shape"]
-    assert len(tensor["data"]) == rows * width
-    flowers = [tensor["data"][row * width : (row + 1) * width] for row in range(rows)]
-    if any(map(negative, flowers)):
-        return 500, {"error": "ValueError : Input X is negative"}
-    sums = [value(flower) for flower in flowers]
-    return 200, {"model_name": "iris", "outputs": [{"name": "y", "shape": [rows, 1], "datatype": "FP64", "data": sums}]}
 
 
 def predict(path, body):

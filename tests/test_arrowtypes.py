@@ -74,6 +74,7 @@ JUNK = [
     "list<int64>>",
     "fixed_size_list<int64>",
     "fixed_size_list<int64>[99999999999999999999]",
+    "fixed_size_list<int64>[0]",
     "struct<a>",
     "struct<a: number>",
     "struct<a: int64,>",

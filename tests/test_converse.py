@@ -29,6 +29,7 @@ from pipeline.errors import Refused, StorageFailed
 from pipeline.ids import row_namer
 from pipeline.modelarts import ModelArts
 from pipeline.pack import Block, Limits, pack
+from pipeline.replies import Partly
 from pipeline.status import Action, Fault
 from schemas.job import Retry
 from schemas.options import ModelArtsOptions
@@ -87,11 +88,12 @@ class World:
         self.faults = []
         self.commands = []
         self.divided = []
+        self.adapter = ADAPTER
 
     @property
     def setting(self):
         return Setting(
-            adapter=ADAPTER,
+            adapter=self.adapter,
             retry=self.retry,
             url=URL,
             clock=lambda: self.time,
@@ -380,6 +382,29 @@ def test_what_is_too_slow_or_does_not_fit_is_halved_when_it_repeats(fault):
     world = World(lambda chunk: fault if len(chunk) > 2 else None)
     assert summary(world.run(chunk_of(8))) == ended(8, [], "scored")
     assert [len(rows) for rows in world.sent()] == [8, 8, 4, 2, 2, 4, 2, 2]
+
+
+class Careless(ModelArts):
+    """An adapter that breaks its word in one way."""
+
+    def __init__(self, found):
+        super().__init__(ModelArtsOptions())
+        self.found = found
+
+    def read(self, status, headers, body, *, uuid, rows):
+        return self.found(super().read(status, headers, body, uuid=uuid, rows=rows))
+
+
+@pytest.mark.parametrize(
+    "found",
+    [lambda answers: answers[:-1], lambda answers: Partly(answers, tuple(range(len(answers))))],
+    ids=["one too few", "none at all"],
+)
+def test_an_adapter_that_breaks_its_word_joins_no_answer_to_another_row(found):
+    """Nor does it ask for ever for a row that failed without a reason: it is a mismatch."""
+    world = World(always(None), others=True, attempts=3)
+    world.adapter = Careless(found)
+    assert summary(world.run(chunk_of(4))) == ended(4, range(4), "mismatch")
 
 
 def test_other_trouble_before_does_not_halve_the_first_timeout():

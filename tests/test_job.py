@@ -952,6 +952,16 @@ SERVERS = [
         "service.options.rows",
         "'lists' is not for dataframe_records",
     ),
+    (
+        {"service.protocol": "mlflow", "service.options": "{key: dataframe_split, rows: values}"},
+        "service.options.rows",
+        "'values' is not for dataframe_split, whose columns have names; allowed: objects, or options.key: instances",
+    ),
+    (
+        {"service.protocol": "tensorflow", "service.options": "{model: m, key: columns}"},
+        "service.options.key",
+        "'columns' is not allowed; allowed: instances, inputs",
+    ),
     ({**CHAT, "service.options": TALK + "}", "input.send": "[x]"}, "input.send", "protocol openai-chat sends what"),
     (
         {**CHAT, "service.options": TALK + "}", "service.limits.rows": "2"},

@@ -32,7 +32,7 @@ from pathlib import Path
 import pyarrow as pa
 from pipeline.memory import return_large_blocks
 if sys.argv[1] == "returned":
-    return_large_blocks()
+    return_large_blocks(of_arrow=True)
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 def piece():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
+from pipeline.errors import JobError
 from pipeline.events import body_of as stream_body
 from pipeline.events import events_of
 from pipeline.ids import row_namer
@@ -158,6 +159,30 @@ def test_embeddings_send_many_rows_a_request():
     assert bodies(embeddings(parameters={"encoding_format": "float"}))[0]["encoding_format"] == "float"
     many = pa.record_batch({"text": pa.array(["x"] * 5000)})
     assert [len(one["input"]) for one in bodies(embeddings(), many)] == [2048, 2048, 904]
+
+
+def refused(made, batch):
+    """Return the reasons why rows of a batch are not sent, by row."""
+    given = Input(path="in/*.parquet")
+    return made.encoder(given, batch.schema, made.columns(given, batch.schema.names)).encode(batch).refused
+
+
+@pytest.mark.parametrize("made", [chat(), embeddings()])
+def test_a_null_is_not_sent(made):
+    """An empty text is the server's matter."""
+    batch = pa.record_batch({"text": pa.array(["a", None, "", None])})
+    why = "text is null, and OpenAI's protocols have no null there"
+    assert refused(made, batch) == {1: why, 3: why}
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.float32()])
+def test_a_column_of_numbers_is_not_embedded(kind):
+    """All of them together would be the tokens of one text; lists of tokens are as good as texts."""
+    batch = pa.record_batch({"text": pa.array([1, 2], kind)})
+    with pytest.raises(JobError, match=r"service.options.input: column 'text' has type .*input.columns: {text: string"):
+        bodies(embeddings(), batch)
+    tokens = pa.record_batch({"text": pa.array([[1, 2], [3]])})
+    assert bodies(embeddings(), tokens)[0]["input"] == [[1, 2], [3]]
 
 
 def test_vectors_are_in_the_rows_order():

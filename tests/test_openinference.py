@@ -64,6 +64,22 @@ def test_all_columns_may_be_one_tensor():
     }
 
 
+def test_a_whole_number_that_the_common_datatype_would_round_is_refused():
+    """FP64 has 53 bits: a larger number is sent only where it is exact."""
+    numbers = pa.array([2**53, 2**53 + 1, 2**63 - 1, -(2**62)])
+    (chunk,) = chunks_of(adapter(tensor="t"), pa.record_batch({"n": numbers, "x": [0.5] * 4}))
+    assert [one.source_row for one in chunk.refused] == [1, 2]
+    assert chunk.refused[0].message == "n is 9007199254740993, which a tensor of FP64 would round"
+    assert json.loads(adapter(tensor="t").wire(chunk.body))["inputs"][0]["data"] == [2**53, 0.5, -(2**62), 0.5]
+
+
+def test_parameters_are_those_of_the_request():
+    """And part of it, whether rows are sent together or alone."""
+    made = adapter(parameters={"content_type": "pd"}, outputs=["a"])
+    assert list(sent(made, FLOWERS)) == ["parameters", "outputs", "inputs"]
+    assert sent(made, FLOWERS)["parameters"] == {"content_type": "pd"}
+
+
 SHAPED = pa.array([[[1.0, 2.0]], [[3.0, 4.0]]], pa.list_(pa.list_(pa.float32(), 2), 1))
 FIXED = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(8, dtype=np.int8).reshape(2, 2, 2))
 COLUMNS = [
@@ -75,6 +91,7 @@ COLUMNS = [
     (pa.array(["a,]\n", "\u4e2d"]), "BYTES", [2], ["a,]\n", "\u4e2d"]),
     (pa.array(["a", "b"]).dictionary_encode(), "BYTES", [2], ["a", "b"]),
     (SHAPED, "FP32", [2, 1, 2], [1.0, 2.0, 3.0, 4.0]),
+    (pa.array([[], []], pa.list_(pa.int8(), 0)), "INT8", [2, 0], []),
     (FIXED, "INT8", [2, 2, 2], list(range(8))),
 ]
 
@@ -91,7 +108,7 @@ def test_a_column_has_the_datatype_and_the_shape_of_its_type(column, datatype, s
     [
         (pa.float16(), "no FP16 in JSON; cast it in input.columns to float"),
         (pa.list_(pa.float32()), "a tensor's rows have one shape"),
-        (pa.binary(), "allowed in a tensor"),
+        (pa.binary(), "in JSON the protocol's BYTES are text; cast it in input.columns to string"),
         (pa.timestamp("s"), "allowed in a tensor"),
         (pa.decimal128(5), "allowed in a tensor"),
         (pa.struct({"a": pa.int8()}), "allowed in a tensor"),

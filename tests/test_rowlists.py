@@ -16,14 +16,32 @@ from schemas.job import Input
 from schemas.options import OPTIONS
 
 ROWS = pa.record_batch({"x": pa.array([1.0, 2.5]), "n": pa.array([1, None])})
+FULL = pa.record_batch({"x": pa.array([1.0, 2.5]), "n": pa.array([1, 2])})
 BYTES = pa.record_batch({"image": pa.array([b"\x00\xff", None]), "some": pa.array([[b"a"], []])})
 REQUESTS = [
     ("kserve", {}, {"instances": [{"x": 1.0, "n": 1}, {"x": 2.5, "n": None}]}),
     ("kserve", {"rows": "lists"}, {"instances": [[1.0, 1], [2.5, None]]}),
-    ("tensorflow", {}, {"instances": [{"x": 1.0, "n": 1}, {"x": 2.5, "n": None}]}),
-    ("tensorflow", {"signature": "s", "rows": "lists"}, {"signature_name": "s", "instances": [[1.0, 1], [2.5, None]]}),
+    ("tensorflow", {}, {"instances": [{"x": 1.0, "n": 1}, {"x": 2.5, "n": 2}]}),
+    ("tensorflow", {"signature": "s", "rows": "lists"}, {"signature_name": "s", "instances": [[1.0, 1], [2.5, 2]]}),
+    ("tensorflow", {"key": "inputs", "rows": "lists"}, {"inputs": [[1.0, 1], [2.5, 2]]}),
+    ("tensorflow", {"key": "inputs"}, {"inputs": {"x": [1.0, 2.5], "n": [1, 2]}}),
+    (
+        "tensorflow",
+        {"key": "inputs", "signature": "s"},
+        {"signature_name": "s", "inputs": {"x": [1.0, 2.5], "n": [1, 2]}},
+    ),
     ("torchserve", {"rows": "lists"}, {"instances": [[1.0, 1], [2.5, None]]}),
     ("mlflow", {}, {"dataframe_records": [{"x": 1.0, "n": 1}, {"x": 2.5, "n": None}]}),
+    (
+        "mlflow",
+        {"key": "dataframe_split"},
+        {"dataframe_split": {"columns": ["x", "n"], "data": [[1.0, 1], [2.5, None]]}},
+    ),
+    (
+        "mlflow",
+        {"key": "dataframe_split", "params": {"t": 1}},
+        {"params": {"t": 1}, "dataframe_split": {"columns": ["x", "n"], "data": [[1.0, 1], [2.5, None]]}},
+    ),
     ("mlflow", {"key": "inputs", "rows": "lists"}, {"inputs": [[1.0, 1], [2.5, None]]}),
     ("mlflow", {"params": {"t": [1]}, "key": "instances", "rows": "lists"}, None),
 ]
@@ -35,13 +53,15 @@ def adapter(protocol, **options):
 
 
 def body_of(made, batch, **keys):
-    """Return the body of the one request for a batch."""
+    """Return the body of the one request for a batch, as it is sent."""
     given = Input(path="in/*.parquet", **keys)
     send = made.columns(given, batch.schema.names)
     encoded = made.encoder(given, batch.schema, send).encode(batch)
     block = Block(0, encoded, row_namer("job", "path")(0, batch.num_rows), batch.select([]))
     (chunk,) = pack([block], Limits(12_000_000), made.frame)
-    return chunk.body
+    sent = made.wire(chunk.body)
+    assert len(sent) <= len(chunk.body)
+    return sent
 
 
 def read(protocol, body, *, status=200, rows=2):
@@ -52,7 +72,7 @@ def read(protocol, body, *, status=200, rows=2):
 def test_a_request_lists_its_rows_under_the_protocols_key(protocol, options, body):
     """As objects or as lists, beside what the options add."""
     expected = body or {"params": {"t": [1]}, "instances": [[1.0, 1], [2.5, None]]}
-    made = body_of(adapter(protocol, **options), ROWS)
+    made = body_of(adapter(protocol, **options), FULL if protocol == "tensorflow" else ROWS)
     assert json.loads(made) == expected
     assert b"1.0" in made
 
@@ -134,6 +154,47 @@ def test_a_reply_that_does_not_fit_is_no_answer(protocol, body, message):
 def test_no_reply_raises(protocol, body):
     """Any bytes are answers or a fault."""
     assert isinstance(read(protocol, body), Fault | pa.Array)
+
+
+LAYOUTS = [("tensorflow", "inputs"), ("mlflow", "dataframe_split")]
+
+
+@given(
+    st.sampled_from(LAYOUTS),
+    st.lists(st.sampled_from(["a", 'q"uote', "é", "back\\slash", "n\nl"]), min_size=1, max_size=3, unique=True),
+    st.lists(st.tuples(st.integers(-9, 9), st.text(max_size=3), st.just([1.5, 2.0])), min_size=1, max_size=4),
+)
+def test_names_that_are_said_once_have_their_rows_values(layout, names, rows):
+    """In order, whatever names and values are; and what is sent is never longer than what was packed."""
+    protocol, key = layout
+    made = adapter(protocol, key=key)
+    batch = pa.RecordBatch.from_pydict({name: [row[at] for row in rows] for at, name in enumerate(names)})
+    said = json.loads(body_of(made, batch))[key]
+    if key == "dataframe_split":
+        assert (said["columns"], said["data"]) == (names, [list(row[: len(names)]) for row in rows])
+    else:
+        assert said == {name: [row[at] for row in rows] for at, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_answers_in_columns_are_the_rows_answers(protocol):
+    """Of several outputs, each of which must have one a row."""
+    assert read(protocol, b'{"predictions": {"a": [1.10, 2], "b": [[1], null]}}').to_pylist() == [
+        '{"a":1.10,"b":[1]}',
+        '{"a":2,"b":null}',
+    ]
+    fault = read(protocol, b'{"predictions": {"a": [1, 2], "b": [1]}}')
+    assert fault.message == "2 rows were sent, and output 'b' came back with 1 values"
+    assert "0 answers came back" in read(protocol, b'{"predictions": {}}').message
+
+
+@pytest.mark.parametrize("key", ["instances", "inputs"])
+def test_bytes_in_answers_are_base64(key):
+    """Alone, in lists and in objects; what only looks like it stays."""
+    said = [{"b64": "AP8="}, [{"b64": "YQ=="}, {"b64": 1}, {"b64": "x", "y": 1.5}]]
+    body = json.dumps({"predictions" if key == "instances" else "outputs": said}).encode()
+    found = adapter("tensorflow", key=key).read(200, {}, body, uuid="", rows=2)
+    assert found.to_pylist() == ['"AP8="', '["YQ==",{"b64":1},{"b64":"x","y":1.5}]']
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

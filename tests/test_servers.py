@@ -12,17 +12,47 @@ from pipeline.status import Action
 
 DETAIL = {"detail": [{"type": "missing", "loc": ["body", "messages"], "msg": "Field required"}]}
 TORCH = {"code": 503, "type": "InternalServerException", "message": "Prediction failed"}
+
+
+def traceback(last):
+    """Return a body as a server gives it that is debugged."""
+    frame = '  File "/a/b.py", line 1, in f\n    raise ValueError("no")\n    ^^^^^^\n'
+    return f"Traceback (most recent call last):\n{frame}{frame}{last}\n".encode()
+
+
+TRACE = 'Traceback (most recent call last):\n  File "m.py", line 1\n    f(x)\n    ^^^^\nValueError: x\ny\n'
+MLFLOW_TRACE = {
+    "error_code": "BAD_REQUEST",
+    "message": "Encountered an unexpected error. Verify that",
+    "stack_trace": TRACE,
+}
+ENFORCED = (
+    "Failed to predict data '   a\n0  Error: 1'. \nError: Failed to enforce schema of data 'a' with schema 's'. Error: "
+)
+MLFLOW_MISSING = {"error_code": "INVALID_PARAMETER_VALUE", "message": f"{ENFORCED}Model is missing inputs ['x']."}
+MLFLOW_SAID = {**MLFLOW_MISSING, "message": f"{ENFORCED}Incompatible input types for column x."}
 ERRORS = [
     # protocol, status, body, what it means, code, message
     ("kserve", 404, {"error": "Model with name nope does not exist."}, "STOP", None, "Model with name nope"),
     ("kserve", 400, {"error": 'Expected "instances" to be a list'}, "REJECT", None, "Expected"),
     ("kserve", 500, {"error": "KeyError : 'instances'"}, "REJECT", None, "KeyError : 'instances'"),
     ("kserve", 500, {"error": "ValueError : X has 3 features"}, "REJECT", None, "ValueError : X has 3"),
+    ("kserve", 500, {"error": "UFuncTypeError : ufunc 'matmul' did not"}, "REJECT", None, "UFuncTypeError : ufunc"),
+    ("kserve", 500, {"error": "OverflowError : Python integer 300 out"}, "REJECT", None, "OverflowError"),
+    ("open-inference", 400, {"error": "Model iris is not ready yet."}, "SLOWER", None, "Model iris is not ready"),
+    ("open-inference", 400, {"error": "Model m with version v is not ready yet."}, "SLOWER", None, "Model m"),
+    ("open-inference", 500, traceback("ValueError: a\n  b"), "REJECT", None, "ValueError: a b"),
+    ("open-inference", 500, traceback("numpy.exceptions.AxisError: axis 1"), "RETRY", None, "numpy.exceptions.AxisErr"),
+    ("open-inference", 500, traceback("np._UFuncTypeError: no"), "REJECT", None, "np._UFuncTypeError: no"),
+    ("open-inference", 500, b"Traceback (most recent call last):", "RETRY", None, "Traceback"),
+    ("open-inference", 500, b"Internal Server Error", "RETRY", None, "Internal Server Error"),
     ("kserve", 500, {"error": "RuntimeError : out of memory"}, "RETRY", None, "RuntimeError"),
     ("kserve", 503, {"error": "Model with name iris is not ready."}, "SLOWER", None, "Model with name"),
     ("kserve", 405, {"detail": "Method Not Allowed"}, "STOP", None, "Method Not Allowed"),
     ("kserve", 422, DETAIL, "REJECT", None, "body.messages: Field required"),
     ("tensorflow", 400, {"error": "JSON Parse error: The document is empty"}, "REJECT", None, "JSON Parse"),
+    ("tensorflow", 400, {"error": 'JSON object: {"a": 1} keys must be equal to: a,b'}, "STOP", None, "JSON object"),
+    ("tensorflow", 400, {"error": 'JSON object: {"a": "keys must be equal to: a"}'}, "REJECT", None, "JSON object"),
     ("tensorflow", 404, {"error": "Servable not found for request: Latest(half)"}, "STOP", None, "Servable"),
     ("tensorflow", 409, {"error": "aborted"}, "RETRY", None, "aborted"),
     ("tensorflow", 429, {"error": "queue is full"}, "SLOWER", None, "queue is full"),
@@ -41,7 +71,11 @@ ERRORS = [
     ),
     ("torchserve", 503, {**TORCH, "type": "ServiceUnavailableException"}, "SLOWER", "ServiceUnavailableException", ""),
     ("torchserve", 404, {**TORCH, "code": 404, "type": "ModelNotFoundException"}, "STOP", "ModelNotFoundException", ""),
-    ("mlflow", 400, {"error_code": "BAD_REQUEST", "message": "m", "stack_trace": "t"}, "REJECT", "BAD_REQUEST", "m"),
+    ("mlflow", 400, {"error_code": "BAD_REQUEST", "message": "m"}, "REJECT", "BAD_REQUEST", "m"),
+    ("mlflow", 400, MLFLOW_TRACE, "REJECT", "BAD_REQUEST", "ValueError: x y (Encountered an unexpected error)"),
+    ("mlflow", 400, MLFLOW_MISSING, "STOP", "INVALID_PARAMETER_VALUE", "Model is missing inputs ['x']."),
+    ("mlflow", 400, MLFLOW_SAID, "REJECT", "INVALID_PARAMETER_VALUE", "Incompatible input types for column x."),
+    ("mlflow", 504, b"Request processing time exceeded limit", "TIMEOUT", None, "Request processing time"),
     ("mlflow", 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "m"}, "REJECT", "INVALID_PARAMETER_VALUE", ""),
     ("mlflow", 415, b"Unsupported content type", "STOP", None, "Unsupported content type"),
     ("mlflow", 500, b"Internal Server Error", "RETRY", None, "Internal Server Error"),

@@ -112,6 +112,15 @@ def wait_until(condition):
         time.sleep(0.001)
 
 
+def test_the_connection_of_a_crash_is_not_used_again():
+    """Some servers close it behind a 500: the next request would be lost with it."""
+    crash = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nno"
+    with serving(answering(crash)) as server, transport() as made:
+        for _ in range(3):
+            assert made.post(server.url, body=b"{}", headers=HEADERS, deadline_seconds=20).body == b"no"
+    assert (server.connections, len(server.requests)) == (3, 3)
+
+
 def test_a_redirect_is_a_reply():
     """Nothing is sent anywhere else than the URL of the job."""
     with serving(
