@@ -50,6 +50,7 @@ SIGNS: Final[Mapping[str, tuple[Sign, ...]]] = {
     ),
     "mlflow": (Sign(400, r"^Model is missing inputs ", Action.STOP),),
     "torchserve": (
+        Sign(400, "InvalidKeyException", Action.REFRESH),  # a token that is wrong, or has lived its hour
         Sign(503, "InternalServerException", Action.RETRY),  # its handler has failed: by the rows, or by itself
     ),
     "openai": (Sign(429, "insufficient_quota", Action.STOP),),

@@ -37,9 +37,9 @@ def started(line, folder, health, *, kill=False, **environment):
 
 
 def answers(url):
-    """Whether a server is there, and its models are."""
+    """Whether a server is there, and its models are; one that asks for a token is, too."""
     with suppress(requests.RequestException):
-        return requests.get(url, timeout=30).status_code == 200
+        return requests.get(url, timeout=30).status_code < 500
     return False
 
 

@@ -60,6 +60,7 @@ ERRORS = [
     ("tensorflow", 501, {"error": "unimplemented"}, "STOP", None, "unimplemented"),
     ("tensorflow", 503, {"error": "unavailable"}, "SLOWER", None, "unavailable"),
     ("tensorflow", 504, {"error": "deadline exceeded"}, "TIMEOUT", None, "deadline"),
+    ("torchserve", 400, {**TORCH, "code": 400, "type": "InvalidKeyException"}, "REFRESH", "InvalidKeyException", ""),
     ("torchserve", 503, TORCH, "RETRY", "InternalServerException", "Prediction failed"),
     (
         "torchserve",

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.timeout(900)  # the first one may install them
 
 @pytest.fixture(scope="module", params=sorted(torchserving.SOFTWARE))
 def server(request):
-    with torchserving.running(request.param) as url:
-        yield url
+    with torchserving.running(request.param) as server:
+        yield server.url
 
 
 def ran(folder, url, table, options, **keys):
@@ -70,3 +70,19 @@ def test_a_model_that_is_not_there_stops_the_job(tmp_path, server):
     done = call("run", job_file(tmp_path, server, service=about), "-q")
     assert done.code == 4
     assert "Model not found: nope" in done.err
+
+
+def test_tokens_are_sent_and_a_wrong_one_stops_the_job(tmp_path):
+    """TorchServe refuses one with a 400, like a row: no row dies of it."""
+    put(tmp_path / "in" / "rows.parquet", flowers(25))
+    with torchserving.running("torchserve", free=False) as server:
+        key = json.loads(server.tokens.read_text())["inference"]["key"]
+        service = {"url": server.url, "protocol": "torchserve", "options": {"model": "iris"}}
+        service["auth"] = {"type": "api-key", "key": "${env:API_KEY}"}
+        file = job_file(tmp_path, server.url, service=service, retry={"outage": "60s"})
+        refused = call("run", file, "-q", env={"API_KEY": "wrong"})
+        assert refused.code == 4, refused.err
+        assert "400 InvalidKeyException Token Authorization failed" in refused.err
+        assert call("run", file, "-q", env={"API_KEY": key}).code == 0
+    assert not letters(tmp_path / "out")
+    assert "verified" in call("verify", tmp_path / "out").out

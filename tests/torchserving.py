@@ -23,12 +23,19 @@ from serving import started
 
 
 class Software(NamedTuple):
-    """What is installed, and how it is started."""
+    """What is installed, and how it is started; `free` lets everybody in."""
 
     packages: list[str]
     command: str
     config: str
-    options: list[str]
+    free: list[str]
+
+
+class Server(NamedTuple):
+    """A running one: its base URL, and the file with its tokens, where it asks for them."""
+
+    url: str
+    tokens: Path
 
 
 SOFTWARE = {
@@ -57,10 +64,13 @@ HANDLER = """
         return sums if context.manifest["model"]["modelName"] == "bare" else {"predictions": sums}
 """
 MODELS = ("iris", "bare")
+PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
 SETTINGS = """
     inference_address=http://127.0.0.1:{inference}
     management_address=http://127.0.0.1:{management}
     metrics_address=http://127.0.0.1:{metrics}
+    grpc_inference_port={grpc_inference}
+    grpc_management_port={grpc_management}
     default_workers_per_model=1
     vmargs=-Djava.io.tmpdir={folder}
 """
@@ -82,8 +92,8 @@ def low_ports():
 
 
 @contextmanager
-def running(name):
-    """Start a server with the models `iris` and `bare`; yields its URL. Skips where it cannot be had."""
+def running(name, *, free=True):
+    """Start a server with the models `iris` and `bare`. Skips where it cannot be had."""
     if shutil.which("java") is None:
         pytest.skip("needs Java")
     software = SOFTWARE[name]
@@ -93,10 +103,10 @@ def running(name):
         for model in MODELS:
             archive(folder, model)
         (folder / "torch.py").write_text("class Tensor:\n    pass\n")
-        ports = dict(zip(("inference", "management", "metrics"), low_ports(), strict=False))
+        ports = dict(zip(PORTS, low_ports(), strict=False))
         (folder / "config.properties").write_text(textwrap.dedent(SETTINGS).format(folder=folder, **ports))
         line = [venv / "bin" / software.command, "--start", "--foreground", "--model-store", folder]
-        line += [software.config, "config.properties", *software.options]
+        line += [software.config, "config.properties", *(software.free if free else [])]
         url = f"http://127.0.0.1:{ports['inference']}"
         path = {
             "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}",
@@ -104,6 +114,6 @@ def running(name):
             "TMPDIR": str(folder),
         }
         with started([*line, "--models", *(f"{one}={one}.mar" for one in MODELS)], folder, f"{url}/ping", **path):
-            yield url
+            yield Server(url, folder / "key_file.json")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
