@@ -113,13 +113,19 @@ _EXCEPTION: Final = re.compile(r"\n(\S.*)", re.DOTALL)
 """What stands in a traceback behind the last frame's code, which is indented."""
 
 
+def _exception(trace: str) -> str | None:
+    """Return the exception at the end of a Python traceback."""
+    raised = _EXCEPTION.search(trace.rpartition('\n  File "')[2])
+    return raised and raised[1]
+
+
 def _cause(message: object, trace: object) -> str | None:
     """Return what is wrong behind MLflow's words: it quotes all that was sent first, or tells it by a trace alone."""
     if not isinstance(message, str):
         return None
-    raised = _EXCEPTION.search(trace.rpartition('\n  File "')[2]) if isinstance(trace, str) else None
+    raised = _exception(trace) if isinstance(trace, str) else None
     if raised:
-        message = f"{raised[1]} ({message.partition('. ')[0]})"
+        message = f"{raised} ({message.partition('. ')[0]})"
     elif message.startswith("Failed to predict data '"):
         message = message.rpartition("Error: ")[2]
     else:
@@ -131,9 +137,8 @@ def _raised(body: bytes) -> str | None:
     """Return the exception at the end of a Python traceback, as MLServer and other servers answer while they debug."""
     if not body.startswith(b"Traceback (most recent call last):"):
         return None
-    text = body.decode("utf-8", "replace").rpartition('\n  File "')[2]
-    exception = re.search(r"\n(\S.*)", text, re.DOTALL)  # behind the last frame's code, which is indented
-    return " ".join(exception[1].split())[:500] if exception else None
+    exception = _exception(body.decode("utf-8", "replace"))
+    return " ".join(exception.split())[:500] if exception else None
 
 
 def _finding(one: Mapping[str, Any]) -> str:
