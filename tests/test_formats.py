@@ -570,7 +570,7 @@ def test_lines_of_a_manifest_are_rows(tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", NO_NULL_IN_PARQUET, ids=str)
+@pytest.mark.parametrize("kind", sorted(NO_NULL_IN_PARQUET, key=str), ids=str)
 def test_a_null_among_lists_of_one_size_in_parquet_is_told(tmp_path, kind):
     """Arrow refuses it: exit 6 with the file's name, and nothing is sent."""
     path = tmp_path / "a.parquet"
