@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from pipeline.converse import told
 from pipeline.errors import StorageFailed
 from pipeline.outage import Outage
 from pipeline.status import Action
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
     from pipeline.status import Fault
     from pipeline.stopping import Stopping
+
+_log: Final = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 1.0
 """How often a thread that waits looks whether the end was asked for, or an outage is over."""
@@ -76,6 +80,8 @@ class Places:
         self._outage = Outage(clock)
         self._left = most
         self._held_until = float("-inf")
+        self._told = False
+        """Whether an outage that lasts has been told."""
         self._freed = threading.Condition()
         """For those that wait for a place: hundreds, of which one is woken for each place, and not all."""
         self._turns = threading.Lock()
@@ -162,6 +168,7 @@ class Places:
         """Note that a request had its answers."""
         with self._freed:
             self.last_success = self._clock()
+            news, self._told = self._told, False
             back = bool(self._outage)
             self._outage.answered()
             before = self._window.limit
@@ -173,6 +180,8 @@ class Places:
             elif more > 0:
                 self._freed.notify(more)
         trip.sent = None
+        if news:
+            _log.warning("the service answers again")
         if more > 0:
             self._grown()
 
@@ -189,7 +198,11 @@ class Places:
                 self._window.late(trip.sent, trip.seconds, trip.rows)
             elif trip.sent:
                 self._window.failed(trip.sent)
+            news = bool(self._outage) and not self._told
+            self._told = self._told or news
         trip.sent = None
+        if news:
+            _log.warning("nobody is answered (%s); asking goes on, with pauses, for retry.outage at most", told(fault))
 
     def rest(self, seconds: float, for_all: float) -> None:
         """Wait between two attempts, no longer than an outage lasts; all requests wait `for_all`.

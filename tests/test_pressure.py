@@ -48,7 +48,7 @@ def test_retry_after_holds_for_everybody(tmp_path):
     assert held == [], f"asked in the meantime, beside {len(at_once)} that were on their way"
 
 
-def test_while_nobody_is_answered_few_ask_and_the_first_answer_lets_all_go_on(tmp_path):
+def test_while_nobody_is_answered_few_ask_and_the_first_answer_lets_all_go_on(tmp_path, caplog):
     """An outage in the middle of a run: probes one at a time, nothing dead, and at once on when it is over."""
     gone, back = threading.Event(), threading.Event()
 
@@ -67,6 +67,7 @@ def test_while_nobody_is_answered_few_ask_and_the_first_answer_lets_all_go_on(tm
         back.set()
         summary = run.result(timeout=60)
     assert (summary.exit_code, summary.scored, summary.dead) == (0, 400, 0)
+    assert caplog.text.count("nobody is answered (502 ") == caplog.text.count("the service answers again") == 1
     assert proved(tmp_path / "out") == ()
 
 
