@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from schemas.auth import Auth, NoAuth
 from schemas.fields import (
@@ -160,7 +160,8 @@ class Service(Part):
         state = super().__getstate__()
         if self.protocol in OPTIONS:
             return state
-        return {**state, "__dict__": {**state["__dict__"], "options": self.options.model_dump(exclude_unset=True)}}
+        options = self.options.model_dump(exclude_unset=True, by_alias=True)
+        return {**state, "__dict__": {**state["__dict__"], "options": options}}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         values = state["__dict__"]
@@ -172,7 +173,7 @@ def _revived(protocol: str, options: Any) -> dict[str, Any]:
         return {}
     try:
         return {"options": options_of(protocol).model_validate(options)}
-    except InvalidValueError:
+    except (InvalidValueError, ValidationError):  # the package is not here, or another version of it
         return {"options": Options()}
 
 

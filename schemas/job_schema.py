@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import PydanticUserError
+
 from schemas import plugins
 from schemas.fields import Part
 from schemas.job import Job
@@ -31,18 +33,20 @@ def json_schema() -> dict[str, Any]:
         for name, field in part["properties"].items():
             part["properties"][name] = _as_written(field, defaults[title].get(name))
     for protocol in sorted(set(plugins.given()) - set(OPTIONS)):
-        with suppress(InvalidValueError):  # what cannot be used disturbs nobody but the job that names it
+        with suppress(
+            InvalidValueError, PydanticUserError
+        ):  # it disturbs only the job that names it
             _add(protocol, plugins.plugin_of(protocol).options, schema["$defs"])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "bulkscore job file"}
 
 
 def _add(protocol: str, options: type[Options], definitions: dict[str, Any]) -> None:
     """Let a job name the protocol of another package, and have its options."""
+    described = options.model_json_schema(ref_template=f"#/$defs/{protocol}.{{model}}")
     service = definitions["Service"]["properties"]
     for way in service["protocol"]["anyOf"]:
         if "enum" in way:
             way["enum"].append(protocol)
-    described = options.model_json_schema(ref_template=f"#/$defs/{protocol}.{{model}}")
     own = {**described.pop("$defs", {}), options.__name__: described}
     for name, part in own.items():
         for key, field in part.get("properties", {}).items():

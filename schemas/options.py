@@ -128,7 +128,7 @@ def _of_protocol(given: Any, one_of_ours: ValidatorFunctionWrapHandler, info: Va
 
 def _written(options: Any, one_of_ours: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
     if isinstance(options, Options) and type(options) not in OPTIONS.values():
-        return options.model_dump(mode=info.mode)
+        return options.model_dump(mode=info.mode, by_alias=info.by_alias)
     return one_of_ours(options)
 
 

@@ -282,3 +282,32 @@ def test_a_job_travels_to_workers_by_the_name_of_its_protocol(tmp_path, use, sit
     elsewhere = pickle.loads(travelled)
     with pytest.raises(JobError, match=r"service\.protocol: 'csv' is given by no package here; install the one"):
         adapter_of(elsewhere.service)
+
+
+ALIASED = (
+    HEAD
+    + """
+from collections.abc import Callable
+from typing import Annotated
+from pydantic import Field
+from pipeline.adapter import marked
+
+
+class Mine(Options):
+    sep_: Annotated[str, marked("answers", "What stands between."), Field(alias="sep")] = ","
+    made: Annotated[Callable | None, marked("place", "No JSON Schema can say what it is.")] = None
+
+
+PROTOCOL = Plugin(Mine, lambda _: Adapter())
+"""
+)
+
+
+def test_options_that_are_written_by_another_name(tmp_path, use):
+    """They travel, they count, and what no schema can describe disturbs nobody's."""
+    use(plugged.package(tmp_path / "site", "gives_aliased", ALIASED))
+    plain, other = (jobs.loaded(job(tmp_path, service__options={"sep": sep})) for sep in ",;")
+    assert pickle.loads(pickle.dumps(other)) == other
+    assert fingerprint(plain) != fingerprint(other)
+    assert changed_answers(resolved(plain), other) == ['service.options.sep: was ",", is ";"']
+    assert jobs.call("schema").code == 0
