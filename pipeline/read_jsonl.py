@@ -5,6 +5,7 @@ A file that is not compressed can be entered at any line. A line that cannot be 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -25,15 +26,20 @@ if TYPE_CHECKING:
     from schemas.job import Input
     from schemas.plan import Source
 
+_log: Final = logging.getLogger(__name__)
+
 BATCH_ROWS: Final = 10_000
 _HEAD: Final = 1 << 20
 _SHOWN: Final = 60
 
 _BY_FIRST_BYTE: Final = {
     **dict.fromkeys(b"tf", "bool"),
-    **dict.fromkeys(b'"[{', "text"),
+    ord('"'): "text",
+    ord("["): "list",
+    ord("{"): "object",
     ord("n"): "null",
 }
+_NESTED: Final = frozenset({"list", "object"})
 _INFERRED: Final = (
     ({"integer"}, pa.int64()),
     ({"integer", "number"}, pa.float64()),
@@ -61,7 +67,11 @@ def look(uri: str, given: Input, known: Mapping[str, pa.DataType]) -> Found:
         raise JobError(f"input.path: {uri} is not readable as JSONL: {reason}; replace it or leave it out") from None
     _check(known)
     said = folders(uri)
-    types = {**_inferred(uri, head), **{name: kind for name, kind in known.items() if name not in said}}
+    inferred, nested = _inferred(uri, head)
+    unsaid = [name for name in nested if name not in known and (given.send is None or name in given.send)]
+    if unsaid:
+        _log.warning("lists and objects of %s are sent as text, for input.columns has no type of them: %s", uri, unsaid)
+    types = {**inferred, **{name: kind for name, kind in known.items() if name not in said}}
     if given.send is None and (twice := types.keys() & said.keys()):
         name = min(twice)
         raise JobError(f"input.path: {name!r} is a column of {uri} and one of its folders; rename one of them")
@@ -102,8 +112,8 @@ def _check(types: Mapping[str, pa.DataType]) -> None:
             raise JobError(f"input.columns.{name}: {error}; declare another type, or leave it out") from None
 
 
-def _inferred(uri: str, head: Sequence[bytes]) -> dict[str, pa.DataType]:
-    """Return the columns in the order in which they appear; broken lines have no say."""
+def _inferred(uri: str, head: Sequence[bytes]) -> tuple[dict[str, pa.DataType], list[str]]:
+    """Return the columns in order of appearance, and those with lists or objects; broken lines are not read."""
     rows, faults = objects(head)
     if head and (len(faults) == len(head) or head[0].strip() == b"["):  # the latter begins one array over many lines
         shown = str(head[0][:_SHOWN], "utf-8", "replace")
@@ -115,7 +125,8 @@ def _inferred(uri: str, head: Sequence[bytes]) -> dict[str, pa.DataType]:
     for row in rows:
         for name, text in row.items():
             kinds.setdefault(name, set()).add(_kind(bytes(text)))
-    return {name: _type(found - {"null"}) for name, found in kinds.items()}
+    nested = [name for name, found in kinds.items() if not found.isdisjoint(_NESTED)]
+    return {name: _type(found - {"null"}) for name, found in kinds.items()}, nested
 
 
 def _kind(text: bytes) -> str:

@@ -33,9 +33,7 @@ def json_schema() -> dict[str, Any]:
         for name, field in part["properties"].items():
             part["properties"][name] = _as_written(field, defaults[title].get(name))
     for protocol in sorted(set(plugins.given()) - set(OPTIONS)):
-        with suppress(
-            InvalidValueError, PydanticUserError
-        ):  # it disturbs only the job that names it
+        with suppress(InvalidValueError, PydanticUserError):  # it disturbs only the job that names it
             _add(protocol, plugins.plugin_of(protocol).options, schema["$defs"])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "bulkscore job file"}
 

@@ -579,3 +579,15 @@ def test_a_null_among_lists_of_one_size_in_parquet_is_told(tmp_path, kind):
         done = desk.run("a.parquet")
     assert (done.code, desk.seen.calls) == (6, [])
     assert f"ERROR cannot read {path.as_uri()}: Expected all lists to be of size=" in done.err
+
+
+def test_undeclared_lists_of_jsonl_are_told(tmp_path, caplog):
+    """They are text, as nobody said what they are, and a model that wants a list would be asked nonsense in silence."""
+    text = '{"x": null, "y": 1}\n{"x": [1, 2], "y": 2}\n{"x": [3], "y": 3}\n'
+    assert scored(tmp_path, "a.jsonl", text, send=["x", "y"])[1] == {"x": "[1, 2]", "y": 2}
+    assert caplog.text.count("for input.columns has no type of them: ['x']") == 1
+    caplog.clear()
+    (tmp_path / "other").mkdir()
+    declared = {"x": "list<int64>"}
+    assert scored(tmp_path / "other", "a.jsonl", text, send=["x", "y"], columns=declared)[1] == {"x": [1, 2], "y": 2}
+    assert "no type of them" not in caplog.text
