@@ -128,7 +128,7 @@ def test_a_server_that_is_killed_and_started_again_in_the_middle_loses_nothing(t
             until(lambda: log.read_text().count(" 200 ") > 60)
         with litserving.running(tmp_path / "server", port=port):
             out, err = started.communicate(timeout=100)
-            assert started.returncode == 0, err
+            assert started.returncode == 0, (err, letters(tmp_path / "out")[:1])
     assert " 0 retries" not in out + err
     found = answered(tmp_path)
     said = {
