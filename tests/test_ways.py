@@ -49,7 +49,7 @@ def home(tmp_path):
 
 
 def of_the_sandbox(path):
-    """Whether the sandbox answers a shipped job; the others need their model server, where they have tests of their own."""
+    """Whether the sandbox answers a shipped job; the others need their model server, and have tests of their own."""
     return yaml.safe_load(path.read_text())["service"].get("protocol", "modelarts") in SANDBOX
 
 
