@@ -73,7 +73,7 @@ def made(name: str, options: Options) -> object:
     plugin = plugin_of(name)
     try:
         return plugin.adapter(options)
-    except Exception as error:  # noqa: BLE001 - as above
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
         raise unusable(name, f"makes no adapter of service.options ({told(error)})") from None
 
 

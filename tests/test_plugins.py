@@ -373,3 +373,35 @@ def test_the_mended_package_goes_on_where_the_broken_one_ended(tmp_path, use):
     assert jobs.results(tmp_path / "out").num_rows == 20
     assert before
     assert before.items() <= jobs.receipts(tmp_path / "out").items()
+
+
+def test_the_words_of_an_adapter_that_fails_quote_no_secret(tmp_path, use):
+    """Services quote what they refuse, and an adapter what it cannot read."""
+    use(broken(tmp_path / "site", "def read(self, status, headers, body, **of): raise ValueError(body.decode())"))
+    flowers(tmp_path, 3)
+    with recording(lambda call: (200, {}, f"who is {call.headers['X-Key']}?".encode())) as service:
+        path = job(tmp_path, service.url, service__options={}, service__headers={"X-Key": "${env:OWN_KEY}"})
+        done = jobs.call("run", path, "-q", env={"OWN_KEY": "hunter2-and-more"})
+    assert service.calls[0].headers["X-Key"] == "hunter2-and-more"
+    assert done.code == 2
+    assert "failed in read (ValueError: who is " in done.err
+    assert "hunter2" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "about"),
+    [
+        ("class Own(Options):\n    'Mine.'\nPROTOCOL = Plugin(Own, Said)", "Mine."),
+        ("class Own(Options): pass\nPROTOCOL = Plugin(Own, Said)", "Said in a line."),
+        ("PROTOCOL = Plugin(Options, Said)", "Said in a line."),
+        ("PROTOCOL = Plugin(Options, lambda _: Said())", "Said in a line."),
+        ("PROTOCOL = Plugin(Options, lambda _: Adapter())", ""),
+        ("class Own(Options): pass\nPROTOCOL = Plugin(Own, lambda _: Said())", ""),
+    ],
+)
+def test_a_protocol_is_told_by_its_options_or_by_its_adapter(tmp_path, use, text, about):
+    """By the first line of what they say of themselves."""
+    said = "class Said(Adapter):\n    '''Said in a line.\n\n    And more.\n    '''\n"
+    use(plugged.package(tmp_path / "site", "gives_words", f"{HEAD}{said}{text}\n"))
+    [one] = [one for one in json.loads(jobs.call("protocols", "--json").out)["protocols"] if "package" in one]
+    assert (one["about"], one["package"]) == (about, "gives_words")
