@@ -42,7 +42,9 @@ class Adapter:
     made anew wherever it is needed, and never pickled: what travels to workers is the protocol's name and the options'
     values.
 
-    An exception that its methods do not announce is a defect, and ends the run with a traceback (exit 1).
+    An exception that its methods do not announce ends the run, as does a value of another kind than they announce: with
+    a traceback (exit 1) in one of ours, for it is a defect of bulkscore, and for one of another package in a line that
+    names it (exit 2).
     """
 
     content_type: str = "application/json"

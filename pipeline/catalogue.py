@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
+from pipeline.adapter import Adapter
 from pipeline.addresses import PATHS
 from schemas import plugins
 from schemas.options import OPTIONS
@@ -18,17 +19,20 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 
+_WHOLE: Final = {"mindspore": "/model/NAME:METHOD"}
+"""Whole paths of the protocols that know them otherwise than by PATHS."""
+
+
 def catalogue() -> list[dict[str, Any]]:
     """Return of each protocol its name, what it is, its options, and a whole job file as an example.
 
     Those of other packages name them; one that cannot be used has a `problem` instead of all else.
     """
-    ours = [_entry(name, options, url_of(name), example(name)) for name, options in OPTIONS.items()]
+    ours = [_entry(name, _told(options), options, url_of(name), example(name)) for name, options in OPTIONS.items()]
     return [*ours, *(_foreign(name) for name in plugins.given())]
 
 
-def _entry(name: str, options: type[Options], url: str, text: str) -> dict[str, Any]:
-    about = (options.__doc__ or "").strip()
+def _entry(name: str, about: str, options: type[Options], url: str, text: str) -> dict[str, Any]:
     described = _described(options, Options.model_fields)
     return {"protocol": name, "about": about, "url": url, "options": described, "example": text}
 
@@ -39,15 +43,29 @@ def _foreign(name: str) -> dict[str, Any]:
         if name in OPTIONS:
             raise plugins.taken(name)
         plugin = plugins.plugin_of(name)
+        about = ("" if plugin.options is Options else _told(plugin.options)) or _told(_adapter_of(name, plugin))
     except InvalidValueError as error:
         return {"protocol": name, "package": packages, "problem": str(error)}
-    return {**_entry(name, plugin.options, plugin.url, plugin.example), "package": packages}
+    return {**_entry(name, about, plugin.options, plugin.url, plugin.example), "package": packages}
+
+
+def _told(kind: type | None) -> str:
+    """Return the first line of what a class says of itself, if it does."""
+    return next(iter(((kind and kind.__doc__) or "").strip().splitlines()), "")
+
+
+def _adapter_of(name: str, plugin: plugins.Plugin) -> type | None:
+    """Return the class of a package's adapters, where no option's value is needed to know it."""
+    kind: Any = plugin.adapter
+    if not isinstance(kind, type) and plugin.options is Options:
+        kind = type(plugins.made(name, Options()))
+    return kind if isinstance(kind, type) and kind is not Adapter else None
 
 
 def url_of(protocol: str) -> str:
     """Say what `service.url` is."""
-    path = PATHS.get(protocol)
-    return f"a server's base, or a URL that ends as {path.example} does" if path else "the full URL to call"
+    path = PATHS[protocol].example if protocol in PATHS else _WHOLE.get(protocol)
+    return f"a server's base, or a URL that ends as {path} does" if path else "the full URL to call"
 
 
 def transport_options() -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pipeline.errors import Refused, StorageFailed
+from pipeline.errors import JobError, Refused, StorageFailed
 from pipeline.replies import Partly, misfit
 from pipeline.retry import Patience, retry_after
 from pipeline.status import Action, Fault
@@ -373,11 +373,20 @@ def of_content(fault: Fault) -> bool:
 def _read(reply: Answered | Unanswered, chunk: Chunk, setting: Setting) -> pa.Array[Any] | Partly | Fault:
     if isinstance(reply, Unanswered):
         return reply.fault
-    verdict = setting.adapter.read(reply.status, reply.headers, reply.body, uuid=chunk.uuid, rows=len(chunk))
-    if isinstance(verdict, Fault) and reply.shown:  # what is told of it must not quote what we sent
-        reply = reply.shown()
-        verdict = setting.adapter.read(reply.status, reply.headers, reply.body, uuid=chunk.uuid, rows=len(chunk))
+    try:
+        verdict = _verdict(reply, chunk, setting)
+        if isinstance(verdict, Fault) and reply.shown:  # what is told of it must not quote what we sent
+            reply = reply.shown()
+            verdict = _verdict(reply, chunk, setting)
+    except JobError:  # another package's adapter failed, and its words may quote it, too
+        if reply.shown:
+            _verdict(reply.shown(), chunk, setting)
+        raise
     return verdict if isinstance(verdict, Fault) else _fitting(verdict, reply.status, len(chunk))
+
+
+def _verdict(reply: Answered, chunk: Chunk, setting: Setting) -> pa.Array[Any] | Partly | Fault:
+    return setting.adapter.read(reply.status, reply.headers, reply.body, uuid=chunk.uuid, rows=len(chunk))
 
 
 def _fitting(found: pa.Array[Any] | Partly, status: int, rows: int) -> pa.Array[Any] | Partly | Fault:

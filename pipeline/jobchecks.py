@@ -104,9 +104,11 @@ def _not_a_mapping(error: ErrorDetails, keys: Keys) -> str:
     return f"{found}is not a mapping; allowed: {'keys ' + ', '.join(known) if known else 'key: value'}"
 
 
-def _not_listed(error: ErrorDetails, _: Keys) -> str:
+def _not_listed(error: ErrorDetails, keys: Keys) -> str:
     expected = re.findall(r"[\w.-]+", error.get("ctx", {}).get("expected", ""))
-    return _choice(error["input"], [word for word in expected if word != "or"])
+    said = _choice(error["input"], [word for word in expected if word != "or"])
+    foreign = keys == ("service", "protocol") and "did you mean" not in said
+    return f"{said}; or install the package that gives it" if foreign else said
 
 
 def _choice(found: object, allowed: list[str]) -> str:

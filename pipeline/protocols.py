@@ -9,6 +9,7 @@ import jmespath
 
 from pipeline.adapter import Adapter
 from pipeline.errors import JobError
+from pipeline.foreign import Foreign
 from pipeline.mindspore import MindSpore
 from pipeline.modelarts import ModelArts
 from pipeline.multipart import Messages, Multipart
@@ -80,7 +81,7 @@ def _plugged(protocol: str, options: Any) -> Adapter:
             raise plugins.unusable(protocol, f"makes a {type(adapter).__name__}; allowed: an Adapter")
     except InvalidValueError as error:
         raise JobError(f"service.protocol: {error}") from None
-    return adapter
+    return Foreign(protocol, adapter)
 
 
 def picker_of(service: Service) -> Callable[[Any], Any] | None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 GROUP: Final = "bulkscore.protocols"
 
+_TOLD: Final = 300
+
 
 class Plugin(NamedTuple):
     """A protocol as a package gives it.
@@ -58,7 +60,7 @@ def plugin_of(name: str) -> Plugin:
     try:
         found = entry.load()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever foreign code does when it is imported
-        raise unusable(name, f"cannot be loaded ({_told(error)})") from None
+        raise unusable(name, f"cannot be loaded ({told(error)})") from None
     wrong = _wrong(found)
     if wrong:
         raise unusable(name, f"gives {wrong}")
@@ -71,12 +73,13 @@ def made(name: str, options: Options) -> object:
     plugin = plugin_of(name)
     try:
         return plugin.adapter(options)
-    except Exception as error:  # noqa: BLE001 - as above
-        raise unusable(name, f"makes no adapter of service.options ({_told(error)})") from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
+        raise unusable(name, f"makes no adapter of service.options ({told(error)})") from None
 
 
-def _told(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def told(error: BaseException) -> str:
+    """Return an error of foreign code in a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:_TOLD].rstrip(": ")
 
 
 def _entry(name: str) -> EntryPoint:
@@ -99,11 +102,11 @@ def taken(name: str) -> InvalidValueError:
     return InvalidValueError(f"{shown(name)} is bulkscore's own, and {packages_of(name)} gives one too; {mend}")
 
 
-def unusable(name: str, why: str) -> InvalidValueError:
-    """Say that what a package gives cannot be used."""
+def unusable(name: str, why: str, what: str = "") -> InvalidValueError:
+    """Say that what a package gives cannot be used: the object itself, or `what` is made of it."""
     entry = _entry(name)
-    package = package_of(entry)
-    return InvalidValueError(f"{shown(name)} is given by {package}, whose {entry.value} {why}; mend or uninstall it")
+    given_by = f"{shown(name)} is given by {package_of(entry)}"
+    return InvalidValueError(f"{given_by}, whose {what or entry.value} {why}; mend or uninstall it")
 
 
 def _wrong(found: Any) -> str | None:

@@ -63,6 +63,14 @@ def test_options_are_told_with_what_they_may_be():
     assert (options["rows"]["default"], options["rows"]["required"]) == ("objects", False)
 
 
+def test_who_takes_a_base_says_so():
+    """Those that are called by the URL as it stands say that."""
+    urls = {one["protocol"]: one["url"] for one in catalogue()}
+    assert urls["kserve"] == "a server's base, or a URL that ends as /v1/models/NAME:predict does"
+    assert urls["mindspore"] == "a server's base, or a URL that ends as /model/NAME:METHOD does"
+    assert {name for name, url in urls.items() if url == "the full URL to call"} == {"modelarts", "file", "json"}
+
+
 @pytest.mark.parametrize("protocol", list(OPTIONS))
 def test_an_example_is_a_job_of_its_protocol(folder, protocol):
     """Without a key that it would not need; editors that know the schema say nothing against it."""

@@ -169,6 +169,11 @@ WRONG_VALUES = [
     ("service.protocl", "x", f"unknown key; did you mean 'protocol'? allowed: {SERVICE_KEYS}"),
     (
         "service.protocol",
+        "grpc-soon",
+        f"'grpc-soon' is not allowed; allowed: {', '.join(OPTIONS)}; or install the package that gives it",
+    ),
+    (
+        "service.protocol",
         "modelart",
         "'modelart' is not allowed; did you mean 'modelarts'? allowed: " + ", ".join(OPTIONS),
     ),

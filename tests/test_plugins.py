@@ -311,3 +311,126 @@ def test_options_that_are_written_by_another_name(tmp_path, use):
     assert fingerprint(plain) != fingerprint(other)
     assert changed_answers(resolved(plain), other) == ['service.options.sep: was ",", is ";"']
     assert jobs.call("schema").code == 0
+
+
+BROKEN = {
+    "wire raises": (
+        "def wire(self, body): return undefined",
+        "failed in wire (NameError: name 'undefined' is not defined, gives_broken.py line 4)",
+    ),
+    "wire ends the process": ("def wire(self, body): raise SystemExit(3)", "failed in wire (SystemExit: 3, "),
+    "wire gives text": ("def wire(self, body): return 'x'", "gives 'x' in wire; allowed: bytes"),
+    "frame gives one value": ("def frame(self, uuid): return b'['", "gives b'[' in frame; allowed: two bytes objects"),
+    "frame fails": ("def frame(self, uuid): return self.nothing", "failed in frame (AttributeError: "),
+    "an envelope of text": ("envelope = ('[', ']')", "gives ('[', ']') in envelope"),
+    "no rows": ("most_rows = 0", "gives 0 in most_rows; allowed: a whole number from 1 to 10000"),
+    "another method": ("method = 'GET'", "gives 'GET' in method; allowed: POST, PUT"),
+    "an address that fails": ("def address(self, url): return url.nothing", "failed in address (AttributeError: "),
+    "no encoder": ("def encoder(self, *given): return None", "gives None in encoder"),
+    "an encoder that fails": (
+        "def encoder(self, *given): return self\n    def encode(self, batch, uuids=None): raise ValueError('bad')",
+        "failed in encode (ValueError: bad, gives_broken.py line 5)",
+    ),
+    "an encoder of something else": (
+        "def encoder(self, *given): return self\n    def encode(self, batch, uuids=None): return b'1'",
+        "gives b'1' in encode",
+    ),
+    "names that are none": ("def named(self, given): return 3", "gives 3 in named"),
+    "columns that are text": ("def columns(self, given, names): return 'id'", "gives 'id' in columns"),
+    "a fault that is none": ("def fault(self, *reply): return None", "gives None in read"),
+    "a fault that fails": ("def fault(self, *reply): raise KeyError('x')", "failed in read (KeyError: 'x', "),
+    "reading that fails": (
+        "def read(self, *reply, **of): return {}['x']",
+        "failed in read (KeyError: 'x', gives_broken.py line 4)",
+    ),
+    "answers that are no array": ("def read(self, *reply, **of): return ['1']", "gives ['1'] in read"),
+}
+
+
+def broken(folder, text):
+    """Write a package with an adapter that is broken in one way; returns its folder."""
+    told = f"{HEAD}class Mine(Adapter):\n    '''An adapter.'''\n    {text}\n"
+    return plugged.package(folder, "gives_broken", told + "PROTOCOL = Plugin(Options, lambda _: Mine())\n")
+
+
+def answering(call):
+    """Answer each row of a JSON list with its first measure."""
+    return 200, {}, json.dumps([row["sepal_length"] for row in json.loads(call.body)]).encode()
+
+
+def refusing(_):
+    """Answer nothing."""
+    return 500, {}, b"not now"
+
+
+IN_PROCESSES = ("wire raises", "frame fails", "an address that fails", "an encoder that fails", "reading that fails")
+
+
+@pytest.mark.parametrize(("case", "workers"), [*((case, 1) for case in BROKEN), *((case, 2) for case in IN_PROCESSES)])
+def test_an_error_in_a_packages_adapter_is_told_in_a_line(tmp_path, use, case, workers):
+    """It names the package and the method, and ends the run with exit 2: in threads, and in processes."""
+    text, why = BROKEN[case]
+    use(broken(tmp_path / "site", text))
+    flowers(tmp_path, 20)
+    runner = {"name": "local", "workers": workers}
+    with recording(refusing if "fault" in text else answering) as service:
+        path = job(tmp_path, service.url, service__options={}, runner=runner)
+        done = (jobs.call if workers == 1 else jobs.command)("run", path, "-q")
+    assert done.code == 2, done.err
+    [line] = done.err.splitlines()
+    assert line.startswith("ERROR ")
+    assert f"service.protocol: 'csv' is given by gives_broken, whose adapter {why}" in line
+    assert line.endswith("; mend or uninstall it")
+
+
+def test_the_mended_package_goes_on_where_the_broken_one_ended(tmp_path, use):
+    """Nothing that was answered before is lost or asked again, and no row is missing."""
+    text = "def wire(self, body):\n        if b'iris-00015' in body: raise ValueError('fifteen')\n        return body"
+    site = broken(tmp_path / "site", text)
+    use(site)
+    flowers(tmp_path, 20)
+    keys = {"service__options": {}, "input__send": ["id", "sepal_length"], "service__limits__rows": 1}
+    with recording(answering) as service:
+        path = job(tmp_path, service.url, service__limits__in_flight=1, **keys)
+        done = jobs.command("run", path, "-q")
+        assert done.code == 2, done.err
+        assert "failed in wire (ValueError: fifteen, gives_broken.py line 5)" in done.err
+        (site / "gives_broken.py").write_text(PLAIN, encoding="utf-8")
+        before = jobs.receipts(tmp_path / "out")
+        assert jobs.command("run", path, "-q").code == 0
+    assert not jobs.proved(tmp_path / "out")
+    assert jobs.results(tmp_path / "out").num_rows == 20
+    assert before
+    assert before.items() <= jobs.receipts(tmp_path / "out").items()
+
+
+def test_the_words_of_an_adapter_that_fails_quote_no_secret(tmp_path, use):
+    """Services quote what they refuse, and an adapter what it cannot read."""
+    use(broken(tmp_path / "site", "def read(self, status, headers, body, **of): raise ValueError(body.decode())"))
+    flowers(tmp_path, 3)
+    with recording(lambda call: (200, {}, f"who is {call.headers['X-Key']}?".encode())) as service:
+        path = job(tmp_path, service.url, service__options={}, service__headers={"X-Key": "${env:OWN_KEY}"})
+        done = jobs.call("run", path, "-q", env={"OWN_KEY": "hunter2-and-more"})
+    assert service.calls[0].headers["X-Key"] == "hunter2-and-more"
+    assert done.code == 2
+    assert "failed in read (ValueError: who is " in done.err
+    assert "hunter2" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "about"),
+    [
+        ("class Own(Options):\n    'Mine.'\nPROTOCOL = Plugin(Own, Said)", "Mine."),
+        ("class Own(Options): pass\nPROTOCOL = Plugin(Own, Said)", "Said in a line."),
+        ("PROTOCOL = Plugin(Options, Said)", "Said in a line."),
+        ("PROTOCOL = Plugin(Options, lambda _: Said())", "Said in a line."),
+        ("PROTOCOL = Plugin(Options, lambda _: Adapter())", ""),
+        ("class Own(Options): pass\nPROTOCOL = Plugin(Own, lambda _: Said())", ""),
+    ],
+)
+def test_a_protocol_is_told_by_its_options_or_by_its_adapter(tmp_path, use, text, about):
+    """By the first line of what they say of themselves."""
+    said = "class Said(Adapter):\n    '''Said in a line.\n\n    And more.\n    '''\n"
+    use(plugged.package(tmp_path / "site", "gives_words", f"{HEAD}{said}{text}\n"))
+    [one] = [one for one in json.loads(jobs.call("protocols", "--json").out)["protocols"] if "package" in one]
+    assert (one["about"], one["package"]) == (about, "gives_words")
