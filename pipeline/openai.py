@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 MOST_INPUTS: Final = 2048
 _FAMILY: Final = "openai"
+_TOLD: Final = 300
 
 
 class _FullEncoder(TemplateEncoder):
@@ -109,6 +110,9 @@ class _Templated(Adapter):
             if body.lstrip()[:1] == b"{" and b'"error"' in body:
                 return without(_FAMILY, status, body, self.found_under)
             return misfit(status, f"the reply cannot be read: {error}")
+        except Exception as error:  # noqa: BLE001 - what it was not written for is never an answer
+            told = " ".join(f"{type(error).__name__}: {error}".split())[:_TOLD]
+            return misfit(status, f"the reply is not what was agreed: {told}")
 
     def _answers(self, status: int, body: bytes, rows: int) -> pa.Array[Any] | Fault:
         raise NotImplementedError
@@ -218,7 +222,17 @@ class Chat(_Templated):
 
 def _answer(choice: _Choice, usage: object) -> dict[str, Any]:
     said = {name: value for name, value in choice.message.items() if name != "role" and value is not None}
+    calls = said.get("tool_calls")
+    if isinstance(calls, list) and all(isinstance(call, dict) for call in calls):
+        said["tool_calls"] = _ordered(calls)
     return {"content": None, **said, "finish_reason": choice.finish_reason, "usage": usage}
+
+
+def _ordered(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return calls in the order of `index`, which then says no more; those without one come last, as they came."""
+    indices = [_index(call) for call in calls]
+    order = sorted(range(len(calls)), key=lambda at: (indices[at] is None, indices[at] or 0))
+    return [{name: value for name, value in calls[at].items() if name != "index"} for at in order]
 
 
 def _joined(chunks: Sequence[_Completion]) -> _Completion:
@@ -247,17 +261,27 @@ def _merged(before: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(known, dict) and isinstance(value, dict):
             merged[name] = _merged(known, value)
         elif isinstance(value, list) and name == "tool_calls":
-            merged[name] = _calls(known or [], value)
+            merged[name] = _calls(known, value)
         elif value is not None:
             merged[name] = value
     return merged
 
 
-def _calls(known: Sequence[Any], pieces: Sequence[Any]) -> list[Any]:
-    by_index = dict(enumerate(known))
+def _calls(known: object, pieces: Sequence[Any]) -> list[Any]:
+    """Add each piece to the call that has its `index`; one that has none, or null, is a call of its own."""
+    calls = list(known) if isinstance(known, list) else []
     for piece in pieces:
-        if isinstance(piece, dict):
-            index = piece.get("index", len(by_index))
-            told = {name: value for name, value in piece.items() if name != "index"}
-            by_index[index] = _merged(by_index.get(index, {}), told)
-    return [by_index[index] for index in sorted(by_index)]
+        if not isinstance(piece, dict):
+            continue
+        index = _index(piece)
+        mine = next((at for at, call in enumerate(calls) if index is not None and _index(call) == index), None)
+        if mine is None:
+            calls.append(piece)
+        else:
+            calls[mine] = _merged(calls[mine], piece)
+    return calls
+
+
+def _index(call: Mapping[str, Any]) -> int | None:
+    index = call.get("index")
+    return index if type(index) is int else None

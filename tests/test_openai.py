@@ -144,6 +144,57 @@ def test_a_chat_that_is_none_is_no_answer(body, message):
     assert message in fault.message
 
 
+def piece(arguments, **more):
+    return {"tool_calls": [{**more, "function": {"arguments": arguments}}]}
+
+
+@pytest.mark.parametrize(
+    ("deltas", "arguments"),
+    [
+        ([piece("a", index=1), piece("b", index=0), piece("c", index=1), piece("d", index=0)], ["bd", "ac"]),
+        ([piece("a", index=None), piece("b", index=None)], ["a", "b"]),
+        ([piece("a"), piece("b", index=None), piece("c", index=0), piece("d", index=0)], ["cd", "a", "b"]),
+        (
+            [piece("a", index="1"), piece("b", index=1), piece("c", index=[0]), piece("d", index={})],
+            ["b", "a", "c", "d"],
+        ),
+        ([piece("a", index=True), piece("b", index=1), piece("c", index=0.0)], ["b", "a", "c"]),
+        ([{"tool_calls": "text"}, piece("a", index=0)], ["a"]),
+        ([{"tool_calls": [1, None, "x"]}, piece("a", index=0)], ["a"]),
+    ],
+)
+def test_no_piece_is_added_to_another_call(deltas, arguments):
+    """Whatever a server has for an index: what is no whole number says of no call that it is the same."""
+    body = stream(*map(chunk, deltas), chunk({}, "tool_calls"))
+    (answer,) = read(chat(stream=True), body)
+    assert [call["function"]["arguments"] for call in answer["tool_calls"]] == arguments
+    assert all("index" not in call for call in answer["tool_calls"])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["index", "function", "arguments", "id"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["content", "tool_calls", "role"]), JSON, max_size=3), max_size=4))
+def test_no_delta_raises(deltas):
+    """Whatever stands where texts and calls are expected, one reply is one answer or one fault."""
+    found = read(chat(stream=True), stream(*map(chunk, deltas), chunk({}, "stop")))
+    assert isinstance(found, Fault) or len(found) == 1
+
+
+def test_what_nobody_has_thought_of_is_no_answer(monkeypatch):
+    """One reply never costs the run."""
+    monkeypatch.setattr(Chat, "_answers", lambda *_: {}["x"])
+    fault = read(chat(), b"{}")
+    assert (fault.action, fault.message) == (Action.MISFIT, "the reply is not what was agreed: KeyError: 'x'")
+
+
 def base64(*numbers):
     return b64encode(np.array(numbers, "<f4").tobytes()).decode()
 
