@@ -9,6 +9,7 @@ otherwise.
 from __future__ import annotations
 
 from base64 import b64decode
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,15 +30,19 @@ from pipeline.template import TemplateEncoder
 from schemas.template import COLUMN, columns, mark_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pipeline.encode import Encoded
+    from pipeline.leaves import Form
     from pipeline.status import Fault
     from schemas.job import Input
     from schemas.servers import ChatOptions, EmbeddingsOptions
 
 MOST_INPUTS: Final = 2048
 _FAMILY: Final = "openai"
+_TOLD: Final = 300
+_ERROR: Final = "error"
+_FAILED: Final = range(400, 600)
 
 
 class _FullEncoder(TemplateEncoder):
@@ -45,18 +50,37 @@ class _FullEncoder(TemplateEncoder):
 
     def __init__(self, template: object, schema: pa.Schema, *, reject_nan: bool) -> None:
         super().__init__(template, schema, reject_nan=reject_nan)
-        self._names = columns(template)
+        self._forms = {name: form_of(schema.field(name).type) for name in columns(template)}
 
     def encode(self, batch: pa.RecordBatch, row_uuids: pa.Array[Any] | None = None) -> Encoded:
         """Encode all rows of the batch, in order."""
         encoded = super().encode(batch, row_uuids)
         nulls = {
-            row: f"{name} is null, and OpenAI's protocols have no null there"
-            for name in self._names
-            if batch.column(name).null_count
-            for row in np.flatnonzero(np.asarray(batch.column(name).is_null())).tolist()
+            row: f"{name} {what}, and OpenAI's protocols have no null there"
+            for name, form in self._forms.items()
+            for row, what in _nulls(batch.column(name), form)
         }
         return encoded._replace(refused={**nulls, **encoded.refused})
+
+
+def _nulls(column: pa.Array[Any], form: Form) -> Iterator[tuple[int, str]]:
+    """Yield the rows of which null is sent, as their value or in their lists: what is NaN becomes null, too.
+
+    The fields of an object may be null: that is how a table has messages of which each has other fields.
+    """
+    if column.null_count == 0 and (types.is_string(column.type) or types.is_large_string(column.type)):
+        return
+    for row, value in enumerate(form(column).values):
+        if _is_null(value):
+            yield row, "has a null in it" if isinstance(value, list) else "is null"
+
+
+def _is_null(value: object) -> bool:
+    if isinstance(value, float):
+        return not isfinite(value)
+    if not isinstance(value, list) or not value:
+        return value is None
+    return None in value or (isinstance(value[0], float | list) and any(map(_is_null, value)))
 
 
 class _Templated(Adapter):
@@ -109,6 +133,9 @@ class _Templated(Adapter):
             if body.lstrip()[:1] == b"{" and b'"error"' in body:
                 return without(_FAMILY, status, body, self.found_under)
             return misfit(status, f"the reply cannot be read: {error}")
+        except Exception as error:  # noqa: BLE001 - what it was not written for is never an answer
+            told = " ".join(f"{type(error).__name__}: {error}".split())[:_TOLD]
+            return misfit(status, f"the reply is not what was agreed: {told}")
 
     def _answers(self, status: int, body: bytes, rows: int) -> pa.Array[Any] | Fault:
         raise NotImplementedError
@@ -126,6 +153,8 @@ class _Items(Struct):
 _ITEMS: Final = Decoder(_Items)
 _TEXT: Final = Decoder(str)
 _FLOATS: Final = form_of(pa.float32())
+_IN_NUMBERS: Final = b"0123456789+-.eE, \t\r\n"
+"""What a list of numbers consists of; any other value has other bytes in it."""
 
 
 class Embeddings(_Templated):
@@ -137,13 +166,13 @@ class Embeddings(_Templated):
     most_rows = MOST_INPUTS
 
     def encoder(self, given: Input, schema: pa.Schema, send: Sequence[str]) -> TemplateEncoder:
-        """Return what fills in the template. Raises JobError for numbers: a list of them is one text, as tokens."""
+        """Return what fills in the template. Raises JobError for what is neither text nor lists of tokens."""
         mark, name = mark_of(self._template) or ("", "")
-        kind: Any = schema.field(name).type if mark == COLUMN else pa.null()
-        if types.is_integer(kind) or types.is_floating(kind):
+        if mark == COLUMN and not _is_embedded(schema.field(name).type):
             raise JobError(
-                f"service.options.input: column {name!r} has type {kind}, and a list of numbers is read as the tokens "
-                f"of one text; allowed: text, or lists of tokens; mend: input.columns: {{{name}: string}}"
+                f"service.options.input: column {name!r} has type {schema.field(name).type}, and a list of numbers is "
+                "read as the tokens of one text; allowed: text, or lists of integers (tokens); "
+                f"mend: input.columns: {{{name}: string}}, or another column"
             )
         return super().encoder(given, schema, send)
 
@@ -160,33 +189,70 @@ class Embeddings(_Templated):
         try:
             return texts(status, [b'{"embedding":%s}' % _vector(bytes(item.embedding)) for item in items])
         except (ValueError, *UNREADABLE) as error:
-            return misfit(status, f"an embedding is neither a list nor float32s in base64: {error}")
+            return misfit(status, f"an embedding is neither numbers in a list nor float32s in base64: {error}")
+
+
+def _is_embedded(kind: Any) -> bool:
+    """Whether values of a type are texts, or lists of integers, however they are stored."""
+    kind = _stored(kind)
+    if any(holds(kind) for holds in _LISTS):
+        return types.is_integer(_stored(kind.value_type))
+    return not any(holds(kind) for holds in _NO_TEXTS)
+
+
+def _stored(kind: Any) -> Any:
+    """Return the type of the values in a dictionary, in runs, or of an extension that is sent as what it stores."""
+    while True:
+        if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        elif isinstance(kind, pa.BaseExtensionType) and kind.extension_name != "arrow.uuid":
+            kind = kind.storage_type
+        else:
+            return kind
+
+
+_LISTS: Final = (
+    types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view,
+)  # fmt: skip
+_NO_TEXTS: Final = (
+    types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_struct, types.is_map,
+)  # fmt: skip
 
 
 def _vector(found: bytes) -> bytes:
     """Return a vector as JSON: a list as it stands, or one of float32s. Raises ValueError for what is neither."""
-    if found[:1] == b"[":
+    if found[:1] == b"[" and found.translate(None, _IN_NUMBERS) == b"[]" and found[1:-1].strip():
         return found
     if found[:1] != b'"':
         raise ValueError(found[:100].decode("utf-8", "replace"))
     numbers = np.frombuffer(b64decode(_TEXT.decode(found), validate=True), "<f4")
+    if not numbers.size or not np.isfinite(numbers).all():
+        raise ValueError("it is empty, or has NaN or infinities")
     return json_of(_FLOATS(pa.array(numbers.astype(np.float32))).values)
 
 
 class _Choice(Struct):
-    message: dict[str, Any] = {}
+    message: dict[str, Any] | None = None
     delta: dict[str, Any] | None = None
     finish_reason: Any = None
     index: int = 0
+    error: Any = None
 
 
 class _Completion(Struct):
     choices: list[_Choice]
     usage: Any = None
+    error: Any = None
+
+
+class _Chunk(Struct):
+    choices: list[_Choice] = []
+    usage: Any = None
+    error: Any = None
 
 
 _COMPLETION: Final = Decoder(_Completion)
-_CHUNKS: Final = Decoder(list[_Completion])
+_CHUNKS: Final = Decoder(list[_Chunk])
 
 
 class Chat(_Templated):
@@ -207,31 +273,62 @@ class Chat(_Templated):
     def _answers(self, status: int, body: bytes, rows: int) -> pa.Array[Any] | Fault:
         streamed = body.lstrip()[:1] == b"["
         whole = _joined(_CHUNKS.decode(body)) if streamed else _COMPLETION.decode(body)
-        fault = counted(status, whole.choices, rows)
+        fault = _broken_off(whole) or counted(status, whole.choices, rows)
         if fault:
             return fault
         [choice] = whole.choices
         if streamed and choice.finish_reason is None:
             return misfit(status, "the stream has ended without a finish_reason")
-        return texts(status, [json_of(_answer(choice, whole.usage))])
+        if choice.message is None:
+            return misfit(status, f"the reply's choice has no {'delta' if streamed else 'message'!r}")
+        return texts(status, [json_of(_answer(choice.message, choice.finish_reason, whole.usage))])
 
 
-def _answer(choice: _Choice, usage: object) -> dict[str, Any]:
-    said = {name: value for name, value in choice.message.items() if name != "role" and value is not None}
-    return {"content": None, **said, "finish_reason": choice.finish_reason, "usage": usage}
+def _broken_off(whole: _Completion) -> Fault | None:
+    """Return the fault of a model that failed behind a success: its error means what it would mean as a status.
+
+    Without a number of its own it is a crash, as of a 500.
+    """
+    ended = any(choice.finish_reason == _ERROR for choice in whole.choices)
+    errors = (*(choice.error for choice in whole.choices), whole.error, ended and f"it ended as {_ERROR!r}")
+    error = next(filter(None, errors), None)
+    if not error:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if type(code) is int and code in _FAILED else 500
+    fault = judged(_FAMILY, status, {}, json_of({"error": error}))
+    return fault._replace(message=f"the model failed behind a success: {fault.message}")
 
 
-def _joined(chunks: Sequence[_Completion]) -> _Completion:
-    """Put the chunks of a stream together: texts in order, tool calls by their index, the last usage."""
+def _answer(message: Mapping[str, Any], finish_reason: object, usage: object) -> dict[str, Any]:
+    said = {name: value for name, value in message.items() if name != "role" and value is not None}
+    calls = said.get("tool_calls")
+    if isinstance(calls, list) and all(isinstance(call, dict) for call in calls):
+        said["tool_calls"] = _ordered(calls)
+    return {"content": None, **said, "finish_reason": finish_reason, "usage": usage}
+
+
+def _ordered(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return calls in the order of `index`, which then says no more; those without one come last, as they came."""
+    indices = [_index(call) for call in calls]
+    order = sorted(range(len(calls)), key=lambda at: (indices[at] is None, indices[at] or 0))
+    return [{name: value for name, value in calls[at].items() if name != "index"} for at in order]
+
+
+def _joined(chunks: Sequence[_Chunk]) -> _Completion:
+    """Put the chunks of a stream together: texts in order, tool calls by their index, the last usage, any error."""
     whole: dict[int, _Choice] = {}
-    usage = None
+    usage = error = None
     for chunk in chunks:
         usage = chunk.usage if chunk.usage is not None else usage
+        error = error or chunk.error
         for part in chunk.choices:
-            choice = whole.setdefault(part.index, _Choice(message={}))
-            choice.message = _merged(choice.message, part.delta or {})
+            choice = whole.setdefault(part.index, _Choice())
+            if part.delta is not None:
+                choice.message = _merged(choice.message or {}, part.delta)
             choice.finish_reason = part.finish_reason if part.finish_reason is not None else choice.finish_reason
-    return _Completion([whole[index] for index in sorted(whole)], usage)
+            choice.error = choice.error or part.error
+    return _Completion([whole[index] for index in sorted(whole)], usage, error)
 
 
 _NAMES: Final = frozenset({"role", "id", "type", "name"})
@@ -247,17 +344,27 @@ def _merged(before: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(known, dict) and isinstance(value, dict):
             merged[name] = _merged(known, value)
         elif isinstance(value, list) and name == "tool_calls":
-            merged[name] = _calls(known or [], value)
+            merged[name] = _calls(known, value)
         elif value is not None:
             merged[name] = value
     return merged
 
 
-def _calls(known: Sequence[Any], pieces: Sequence[Any]) -> list[Any]:
-    by_index = dict(enumerate(known))
+def _calls(known: object, pieces: Sequence[Any]) -> list[Any]:
+    """Add each piece to the call that has its `index`; one that has none, or null, is a call of its own."""
+    calls = list(known) if isinstance(known, list) else []
     for piece in pieces:
-        if isinstance(piece, dict):
-            index = piece.get("index", len(by_index))
-            told = {name: value for name, value in piece.items() if name != "index"}
-            by_index[index] = _merged(by_index.get(index, {}), told)
-    return [by_index[index] for index in sorted(by_index)]
+        if not isinstance(piece, dict):
+            continue
+        index = _index(piece)
+        mine = next((at for at, call in enumerate(calls) if index is not None and _index(call) == index), None)
+        if mine is None:
+            calls.append(piece)
+        else:
+            calls[mine] = _merged(calls[mine], piece)
+    return calls
+
+
+def _index(call: Mapping[str, Any]) -> int | None:
+    index = call.get("index")
+    return index if type(index) is int else None

@@ -50,6 +50,8 @@ MESSAGES: Final[Mapping[str, Callable[[Any, str], Adapter]]] = {"file": Messages
 MENDS: Final[Mapping[str, str]] = {
     "file": "service.options.field or form",
     "json": "service.options.body or answer",
+    "openai-chat": "service.options.messages",
+    "openai-embeddings": "service.options.input",
 }
 """The keys that say what a request looks like, and its reply; where none are named, those of most protocols."""
 

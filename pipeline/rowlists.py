@@ -9,9 +9,9 @@ nevertheless, and laid out when the body is sent, which is then never longer tha
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import msgspec
 from msgspec import Raw
 from msgspec.json import Decoder
 
@@ -20,7 +20,7 @@ from pipeline.addresses import address
 from pipeline.encode import json_of
 from pipeline.replies import UNREADABLE, counted, misfit, texts
 from pipeline.rowforms import RowFormEncoder
-from pipeline.servers import decoded_list, decoded_object, finite, judged, without
+from pipeline.servers import TEXT, decoded_list, decoded_object, finite, judged, without
 from pipeline.status import SUCCESS
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _HOLE: Final = Raw(b"[\n]")  # JSON has no raw newline
 _ROWS: Final = Decoder(list[dict[str, Raw]])
+_B64: Final = re.compile(rb'\{\s*"b64"\s*:\s*(%s)\s*\}|%s' % (TEXT, TEXT), re.DOTALL)
+"""Bytes in an answer, which are base64 text in all answers; and other texts, in which nothing is looked for."""
 
 
 class Layout(NamedTuple):
@@ -156,7 +158,7 @@ class RowLists(Adapter):
             return None
         answers = _by_columns(found, rows) if bytes(found).lstrip()[:1] == b"{" else decoded_list(found)
         if self._dialect.b64 and b'"b64"' in body:
-            return [json_of(_plain(msgspec.json.decode(one))) for one in answers]
+            return [_B64.sub(lambda found: found[1] or found[0], bytes(one)) for one in answers]
         return answers
 
 
@@ -167,13 +169,3 @@ def _by_columns(found: Raw, rows: int) -> Sequence[bytes]:
         if len(values) != rows:
             raise ValueError(f"{rows} rows were sent, and output {name!r} came back with {len(values)} values")
     return [json_of({name: values[row] for name, values in outputs.items()}) for row in range(rows if outputs else 0)]
-
-
-def _plain(value: Any) -> Any:
-    """Take bytes in an answer for what they are in all answers: base64 text."""
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    only = value.get("b64") if len(value) == 1 else None
-    return only if isinstance(only, str) else {name: _plain(one) for name, one in value.items()}

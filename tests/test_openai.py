@@ -135,6 +135,9 @@ def test_streamed_tool_calls_are_put_together_by_their_index():
         (b'{"choices":[]}', "0 answers came back"),
         (b'{"choices":[{"message":{}},{"message":{}}]}', "2 answers came back"),
         (b'{"error":{"message":"overloaded"}}', "no 'choices': overloaded"),
+        (b'{"choices":[{"text":"Hello","finish_reason":"stop"}]}', "no 'message'"),
+        (stream({"choices": [{"text": "Hello", "finish_reason": "stop"}]}), "no 'delta'"),
+        (stream({"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}]}), "no 'delta'"),
     ],
 )
 def test_a_chat_that_is_none_is_no_answer(body, message):
@@ -142,6 +145,86 @@ def test_a_chat_that_is_none_is_no_answer(body, message):
     fault = read(chat(stream=True), body)
     assert (fault.action, fault.status) == (Action.MISFIT, 200)
     assert message in fault.message
+
+
+def piece(arguments, **more):
+    return {"tool_calls": [{**more, "function": {"arguments": arguments}}]}
+
+
+@pytest.mark.parametrize(
+    ("deltas", "arguments"),
+    [
+        ([piece("a", index=1), piece("b", index=0), piece("c", index=1), piece("d", index=0)], ["bd", "ac"]),
+        ([piece("a", index=None), piece("b", index=None)], ["a", "b"]),
+        ([piece("a"), piece("b", index=None), piece("c", index=0), piece("d", index=0)], ["cd", "a", "b"]),
+        (
+            [piece("a", index="1"), piece("b", index=1), piece("c", index=[0]), piece("d", index={})],
+            ["b", "a", "c", "d"],
+        ),
+        ([piece("a", index=True), piece("b", index=1), piece("c", index=0.0)], ["b", "a", "c"]),
+        ([{"tool_calls": "text"}, piece("a", index=0)], ["a"]),
+        ([{"tool_calls": [1, None, "x"]}, piece("a", index=0)], ["a"]),
+    ],
+)
+def test_no_piece_is_added_to_another_call(deltas, arguments):
+    """Whatever a server has for an index: what is no whole number says of no call that it is the same."""
+    body = stream(*map(chunk, deltas), chunk({}, "tool_calls"))
+    (answer,) = read(chat(stream=True), body)
+    assert [call["function"]["arguments"] for call in answer["tool_calls"]] == arguments
+    assert all("index" not in call for call in answer["tool_calls"])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["index", "function", "arguments", "id"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["content", "tool_calls", "role"]), JSON, max_size=3), max_size=4))
+def test_no_delta_raises(deltas):
+    """Whatever stands where texts and calls are expected, one reply is one answer or one fault."""
+    found = read(chat(stream=True), stream(*map(chunk, deltas), chunk({}, "stop")))
+    assert isinstance(found, Fault) or len(found) == 1
+
+
+def test_what_nobody_has_thought_of_is_no_answer(monkeypatch):
+    """One reply never costs the run."""
+    monkeypatch.setattr(Chat, "_answers", lambda *_: {}["x"])
+    fault = read(chat(), b"{}")
+    assert (fault.action, fault.message) == (Action.MISFIT, "the reply is not what was agreed: KeyError: 'x'")
+
+
+@pytest.mark.parametrize(
+    ("error", "finish", "action", "said"),
+    [
+        ({"code": 502, "message": "Provider disconnected"}, "error", Action.RETRY, "502 Provider disconnected"),
+        ({"code": "server_error", "message": "x"}, None, Action.RETRY, "500 x"),
+        ({"code": 429, "message": "slow down"}, "error", Action.SLOWER, "429 slow down"),
+        ({"code": 400, "message": "too long"}, "stop", Action.REJECT, "400 too long"),
+        ({"code": 402, "message": "no credits"}, "error", Action.STOP, "402 no credits"),
+        ("it fell over", "error", Action.RETRY, "500 it fell over"),
+        (None, "error", Action.RETRY, "500 it ended as 'error'"),
+    ],
+)
+def test_a_model_that_failed_behind_a_success_has_not_answered(error, finish, action, said):
+    """What it has said before is not scored; its error stands in the choice, or beside it."""
+    inside = {"index": 0, "finish_reason": finish, "error": error}
+    beside = {"index": 0, "finish_reason": finish}
+    message = {"role": "assistant", "content": "Hel"}
+    for body in (
+        {"choices": [{**inside, "message": message}]},
+        {"choices": [{**beside, "message": message}], "error": error},
+        stream(chunk(message), {"choices": [{**inside, "delta": {}}]}),
+        stream(chunk(message), {"choices": [{**beside, "delta": {"content": ""}}], "error": error}),
+        stream(chunk(message, finish), {"error": error or {"message": "it ended as 'error'"}}),
+    ):
+        fault = read(chat(stream=True), body)
+        assert (fault.action, fault.status) == (action, int(said[:3]))
+        assert fault.message == f"the model failed behind a success: {said[4:]}"
 
 
 def base64(*numbers):
@@ -175,6 +258,72 @@ def test_a_null_is_not_sent(made):
     assert refused(made, batch) == {1: why, 3: why}
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("column", "what"),
+    [
+        (pa.DictionaryArray.from_arrays(pa.array([1, 0, None]), pa.array(["a", None])), ["is null", None, "is null"]),
+        (pa.array([NAN, 1.0, None]), ["is null", None, "is null"]),
+        (pa.array([[1, None], [2], []]), ["has a null in it", None, None]),
+        (pa.array([["a", None], ["b"], None]), ["has a null in it", None, "is null"]),
+        (pa.array([[[1], [2, None]], [[]], [None]]), ["has a null in it", None, "has a null in it"]),
+        (pa.array([[1.0, NAN], [2.0], [0.5]]), ["has a null in it", None, None]),
+        (pa.nulls(3), ["is null"] * 3),
+        (pa.array([b"a", None, b""]), [None, "is null", None]),
+        (pa.array([[{"role": "user", "content": None}], [{"role": "user", "content": "a"}], []]), [None] * 3),
+    ],
+)
+def test_a_null_is_found_where_it_is_sent(column, what):
+    """However it is stored, in lists too, and for NaN; but an object's fields may be null."""
+    why = "text {}, and OpenAI's protocols have no null there"
+    expected = {row: why.format(one) for row, one in enumerate(what) if one}
+    assert refused(chat(), pa.record_batch({"text": column})) == expected
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.dictionary(pa.int8(), pa.int64()),
+        pa.dictionary(pa.int8(), pa.float64()),
+        pa.run_end_encoded(pa.int32(), pa.int16()),
+        pa.decimal128(5, 2),
+        pa.bool_(),
+        pa.bool8(),
+        pa.list_(pa.string()),
+        pa.list_(pa.float64()),
+        pa.list_(pa.list_(pa.int64())),
+        pa.struct({"a": pa.string()}),
+        pa.map_(pa.string(), pa.string()),
+    ],
+    ids=str,
+)
+def test_only_texts_and_tokens_are_embedded(kind):
+    """Numbers are found however they are stored, before anything is sent."""
+    with pytest.raises(JobError, match=r"service.options.input: column 'text' has type .*allowed: text, or lists of"):
+        embeddings().encoder(Input(path="in/*.parquet"), pa.schema({"text": kind}), ["text"])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_string(),
+        pa.dictionary(pa.int8(), pa.string()),
+        pa.run_end_encoded(pa.int32(), pa.string()),
+        pa.date32(),
+        pa.uuid(),
+        pa.null(),
+        pa.list_(pa.dictionary(pa.int8(), pa.int64())),
+        pa.list_(pa.int64(), 3),
+    ],
+    ids=str,
+)
+def test_what_is_sent_as_text_or_as_tokens_is_embedded(kind):
+    """However it is stored."""
+    assert embeddings().encoder(Input(path="in/*.parquet"), pa.schema({"text": kind}), ["text"])
+
+
 @pytest.mark.parametrize("kind", [pa.int64(), pa.float32()])
 def test_a_column_of_numbers_is_not_embedded(kind):
     """All of them together would be the tokens of one text; lists of tokens are as good as texts."""
@@ -193,7 +342,7 @@ def test_vectors_are_in_the_rows_order():
     assert embeddings().read(200, {}, verbatim, uuid="", rows=1).to_pylist() == ['{"embedding":[0.10, 1e-7]}']
 
 
-@given(hnp.arrays(np.float32, st.integers(0, 20), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+@given(hnp.arrays(np.float32, st.integers(1, 20), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
 def test_a_vector_in_base64_comes_back_bit_for_bit(vector):
     """In the shortest digits that a float32 needs."""
     ((text,),) = [
@@ -208,10 +357,19 @@ def test_a_vector_in_base64_comes_back_bit_for_bit(vector):
         (items((0, [1])), "2 rows were sent, 1 answers came back"),
         (items((0, [1]), (0, [2])), "not every index from 0 to 1 once"),
         (items((1, [1]), (2, [2])), "not every index from 0 to 1 once"),
-        (items((0, [1]), (1, "AAA")), "neither a list nor float32s in base64"),
-        (items((0, [1]), (1, "AA-_")), "neither a list nor float32s in base64"),
-        (items((0, [1]), (1, "AAAAAAA=")), "neither a list nor float32s in base64"),
-        (items((0, [1]), (1, None)), "neither a list nor float32s in base64"),
+        (items((0, [1]), (1, "AAA")), "neither numbers in a list nor float32s in base64"),
+        (items((0, [1]), (1, "AA-_")), "neither numbers in a list nor float32s in base64"),
+        (items((0, [1]), (1, "AAAAAAA=")), "neither numbers in a list nor float32s in base64"),
+        (items((0, [1]), (1, "")), "neither numbers in a list nor float32s in base64"),
+        (items((0, [1]), (1, base64(float("nan")))), "neither numbers in a list nor float32s in base64"),
+        (items((0, [1]), (1, [])), "neither numbers in a list nor float32s in base64"),
+        (items((0, [1]), (1, [1, None])), "neither numbers in a list nor float32s in base64"),
+        (items((0, [1]), (1, [float("nan")])), "neither numbers in a list nor float32s in base64"),
+        (items((0, [1]), (1, ["1"])), "neither numbers in a list nor float32s in base64"),
+        (items((0, [1]), (1, [True])), "neither numbers in a list nor float32s in base64"),
+        (items((0, [1]), (1, [[1]])), "neither numbers in a list nor float32s in base64"),
+        (items((0, [1]), (1, {})), "neither numbers in a list nor float32s in base64"),
+        (items((0, [1]), (1, None)), "neither numbers in a list nor float32s in base64"),
         ({"data": [{"embedding": [1]}, {"embedding": [2]}]}, "cannot be read"),
         ({"error": {"message": "overloaded"}}, "no 'data': overloaded"),
         (b"", "cannot be read"),

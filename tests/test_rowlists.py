@@ -122,7 +122,7 @@ def test_a_torchserve_handler_may_answer_with_a_bare_list():
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_nan_in_a_reply_is_null(protocol):
     """JSON has none; TensorFlow Serving writes it."""
-    assert read(protocol, b'{"predictions": [NaN, [1.5, -Infinity]]}').to_pylist() == ["null", "[1.5,null]"]
+    assert read(protocol, b'{"predictions": [NaN, [1.5, -Infinity]]}').to_pylist() == ["null", "[1.5, null]"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -191,10 +191,17 @@ def test_answers_in_columns_are_the_rows_answers(protocol):
 @pytest.mark.parametrize("key", ["instances", "inputs"])
 def test_bytes_in_answers_are_base64(key):
     """Alone, in lists and in objects; what only looks like it stays."""
-    said = [{"b64": "AP8="}, [{"b64": "YQ=="}, {"b64": 1}, {"b64": "x", "y": 1.5}]]
-    body = json.dumps({"predictions" if key == "instances" else "outputs": said}).encode()
+    said = b'[{ "b64" : "AP8=" }, [{"b64":"YQ=="},{"b64":1},{"b64":"x","y":1.5},{"b64":{"b64":"YQ=="}}]]'
+    body = b'{"%s":%s}' % (b"predictions" if key == "instances" else b"outputs", said)
     found = adapter("tensorflow", key=key).read(200, {}, body, uuid="", rows=2)
-    assert found.to_pylist() == ['"AP8="', '["YQ==",{"b64":1},{"b64":"x","y":1.5}]']
+    assert found.to_pylist() == ['"AP8="', '["YQ==",{"b64":1},{"b64":"x","y":1.5},{"b64":"YQ=="}]']
+
+
+def test_beside_bytes_an_answer_stays_as_it_is():
+    """Its digits, and texts that only look so; and the answers of other rows."""
+    said = [rb'{"a": {"b64":"AP8="}, "n": 1.50, "s": "{\"b64\":\"x\"}"}', b"[1.50, 12345678901234567890123]"]
+    found = read("kserve", b'{"predictions":[%s]}' % b",".join(said)).to_pylist()
+    assert found == [said[0].decode().replace('{"b64":"AP8="}', '"AP8="'), said[1].decode()]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

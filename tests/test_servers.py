@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.converse import of_content
+from pipeline.converse import of_content, refusal
 from pipeline.servers import finite, judged
 from pipeline.status import Action
 
@@ -31,6 +31,7 @@ ENFORCED = (
 )
 MLFLOW_MISSING = {"error_code": "INVALID_PARAMETER_VALUE", "message": f"{ENFORCED}Model is missing inputs ['x']."}
 MLFLOW_SAID = {**MLFLOW_MISSING, "message": f"{ENFORCED}Incompatible input types for column x."}
+FLAGGED = "Your chosen model requires moderation and your input was flagged"
 ERRORS = [
     # protocol, status, body, what it means, code, message
     ("kserve", 404, {"error": "Model with name nope does not exist."}, "STOP", None, "Model with name nope"),
@@ -47,6 +48,23 @@ ERRORS = [
     ("open-inference", 500, b"Traceback (most recent call last):", "RETRY", None, "Traceback"),
     ("open-inference", 500, b"Internal Server Error", "RETRY", None, "Internal Server Error"),
     ("kserve", 500, {"error": "RuntimeError : out of memory"}, "RETRY", None, "RuntimeError"),
+    ("kserve", 500, {"error": "RuntimeError : CUDA error: device-side assert"}, "RETRY", None, "RuntimeError"),
+    ("kserve", 500, {"error": "RuntimeError : can't start new thread"}, "RETRY", None, "RuntimeError"),
+    ("kserve", 500, {"error": "RuntimeError : Event loop is closed"}, "RETRY", None, "RuntimeError"),
+    ("kserve", 500, {"error": "OutOfMemoryError : CUDA out of memory"}, "RETRY", None, "OutOfMemoryError"),
+    ("kserve", 500, {"error": "RuntimeError : mat1 and mat2 shapes cannot be"}, "REJECT", None, "RuntimeError"),
+    ("kserve", 500, {"error": "ZeroDivisionError : division by zero"}, "REJECT", None, "ZeroDivisionError"),
+    ("kserve", 500, {"error": "FloatingPointError : invalid value"}, "REJECT", None, "FloatingPointError"),
+    ("kserve", 500, {"error": "ArithmeticError : no"}, "REJECT", None, "ArithmeticError"),
+    ("kserve", 500, {"error": "AssertionError : "}, "REJECT", None, "AssertionError"),
+    ("open-inference", 500, traceback("AssertionError"), "REJECT", None, "AssertionError"),
+    ("kserve", 500, {"error": "AttributeError : 'NoneType' object has no"}, "REJECT", None, "AttributeError"),
+    ("kserve", 500, {"error": "UnicodeDecodeError : 'utf-8' codec"}, "REJECT", None, "UnicodeDecodeError"),
+    ("kserve", 500, {"error": "UnicodeEncodeError : 'utf-8' codec"}, "REJECT", None, "UnicodeEncodeError"),
+    ("open-inference", 500, traceback("a.b.ValidationError: 1 error"), "REJECT", None, "a.b.ValidationError"),
+    ("kserve", 500, {"error": "ConnectionError : no"}, "RETRY", None, "ConnectionError"),
+    ("kserve", 402, b"", "STOP", None, "HTTP 402"),
+    ("kserve", 407, b"<h1>Proxy Authentication Required</h1>", "STOP", None, "Proxy"),
     ("kserve", 503, {"error": "Model with name iris is not ready."}, "SLOWER", None, "Model with name"),
     ("kserve", 405, {"detail": "Method Not Allowed"}, "STOP", None, "Method Not Allowed"),
     ("kserve", 422, DETAIL, "REJECT", None, "body.messages: Field required"),
@@ -83,6 +101,13 @@ ERRORS = [
     ("openai", 400, {"error": {"message": "m", "code": "context_length_exceeded"}}, "REJECT", None, "m"),
     ("openai", 401, {"error": {"message": "m", "code": "invalid_api_key"}}, "REFRESH", "invalid_api_key", "m"),
     ("openai", 403, {"error": {"message": "m", "type": "permission"}}, "STOP", "permission", "m"),
+    ("openai", 402, {"error": {"message": "Insufficient Balance", "code": "x"}}, "STOP", "x", "Insufficient Balance"),
+    ("openai", 402, {"error": {"message": "Insufficient credits", "code": 402}}, "STOP", None, "Insufficient credits"),
+    ("openai", 403, {"error": {"message": FLAGGED, "code": 403}}, "REJECT", None, FLAGGED),
+    ("openai", 403, {"error": {"message": "m", "code": "content_policy_violation"}}, "REJECT", None, "m"),
+    ("openai", 403, {"error": {"message": "Your account was flagged."}}, "STOP", None, "Your account"),
+    ("openai", 403, {"error": {"message": "Key disabled"}}, "STOP", None, "Key disabled"),
+    ("kserve", 403, {"error": "flagged"}, "STOP", None, "flagged"),
     ("openai", 404, {"error": {"message": "m", "code": "model_not_found"}}, "STOP", "model_not_found", "m"),
     ("openai", 429, {"error": {"message": "m", "code": "rate_limit_exceeded"}}, "SLOWER", "rate_limit_exceeded", "m"),
     ("openai", 429, {"error": {"message": "m", "code": "insufficient_quota"}}, "STOP", "insufficient_quota", "m"),
@@ -100,6 +125,36 @@ def test_an_error_means_what_the_table_says(protocol, status, said, action, code
     assert (fault.action, fault.status) == (Action[action], status)
     assert message in fault.message
     assert code is None or fault.code == code
+
+
+MODEL = "service.url or service.options.model"
+VERSION = "service.url, or model or version in service.options"
+INPUTS = "input.send or input.rename"
+CREDIT = "the account's credit or service.auth"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "status", "said", "mend"),
+    [
+        ("openai", 404, {"error": {"message": "m", "code": "model_not_found"}}, MODEL),
+        ("kserve", 404, {"error": "no"}, MODEL),
+        ("open-inference", 404, {"error": "no"}, VERSION),
+        ("tensorflow", 404, {"error": "no"}, VERSION),
+        ("torchserve", 404, {**TORCH, "code": 404, "type": "ModelNotFoundException"}, VERSION),
+        ("mlflow", 404, {"error": "no"}, "service.url"),
+        ("mlflow", 400, MLFLOW_MISSING, INPUTS),
+        ("tensorflow", 400, {"error": 'JSON object: {"a": 1} keys must be equal to: a,b'}, INPUTS),
+        ("openai", 402, {}, CREDIT),
+        ("openai", 429, {"error": {"message": "m", "code": "insufficient_quota"}}, CREDIT),
+        ("openai", 407, {}, "the proxy that the environment names"),
+        ("openai", 403, {}, "service.url or service.auth"),
+    ],
+)
+def test_what_ends_a_job_says_what_mends_it(protocol, status, said, mend):
+    """By the keys that are to blame, which are not always those of the address."""
+    fault = judged(protocol, status, {}, json.dumps(said).encode())
+    assert fault.action is Action.STOP
+    assert refusal(fault, "http://host").endswith(f"(http://host); mend {mend} and run it again")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +213,32 @@ def test_what_json_does_not_have_is_null(body, read):
     assert json.loads(finite(body)) == read
 
 
-@given(st.binary().map(lambda some: b"NaN" + some))
-def test_what_cannot_be_read_stays_as_it_is(body):
+def test_what_is_beside_it_stays_as_it_is():
+    """Digits, spaces and texts, whatever is in them; of a NaN in one row no other row learns."""
+    body = rb'{"predictions": [1.50, 12345678901234567890123, NaN, "\"NaN, \\", -Infinity , {"NaN":"Infinity"}]}'
+    read = rb'{"predictions": [1.50, 12345678901234567890123, null, "\"NaN, \\", null , {"NaN":"Infinity"}]}'
+    assert finite(body) == read
+
+
+@given(st.binary() | st.text(alphabet='"\\NaIinfty-[,:').map(str.encode))
+def test_what_cannot_be_read_cannot_be_read_afterwards(some):
     """Its reader says what is wrong with it."""
-    finite(body)
+    finite(b"NaN" + some)
+
+
+@given(
+    st.recursive(
+        st.floats() | st.integers() | st.text(alphabet='"\\NaInfity-[,:') | st.none(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["NaN", '"', "-Infinity"]), inner),
+    )
+)
+def test_no_text_is_taken_for_a_number(value):
+    """Whatever stands in it."""
+    body = json.dumps([value, float("nan")])
+    assert json.loads(finite(body.encode())) == json.loads(body, parse_constant=lambda _: None)
+
+
+def test_a_reply_that_was_cut_is_looked_at_once():
+    """A text without an end is not looked for from each quote in it."""
+    body = b'["' + rb"NaN \"" * 200_000
+    assert finite(body) == body
