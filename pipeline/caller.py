@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from requests.structures import CaseInsensitiveDict
 
+from pipeline.adapter import Adapter
 from pipeline.auth import IamUnavailable
 from pipeline.converse import (
     Answered,
@@ -122,6 +124,7 @@ class Caller:
         self._opened = opened
         self._stop = stop or stopping.stop
         self._changed = threading.Condition()
+        self._wiring = nullcontext() if type(setting.adapter).wire is Adapter.wire else threading.Lock()
         self._gate = Gate(is_open=not probe)
         self._mend = mend
         self._places = Places(
@@ -293,7 +296,7 @@ class Caller:
             if bounds:
                 self._places.unsent()
                 return {}, Oversized(bounds)
-            pick, body = self._pick(), self._setting.adapter.wire(chunk.body)
+            pick, body = self._pick(), self._wire(chunk.body)
             try:
                 credentials = self._credentials(pick, body)  # now, and not before: a place can be long in coming
             except IamUnavailable as error:
@@ -320,6 +323,11 @@ class Caller:
             self._seen(len(reply.body), len(chunk))
         shown = partial(hidden, reply, (*self._auth.secrets(credentials), *self._secrets))
         return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds, shown, pick.url)
+
+    def _wire(self, body: bytes) -> bytes:
+        """Return a body as it is sent, one at a time: its parts take several times its bytes, which nobody counts."""
+        with self._wiring:
+            return self._setting.adapter.wire(body)
 
     def _credentials(self, pick: Pick, body: bytes) -> Mapping[str, str]:
         method, signed = self._transport.signed(body)

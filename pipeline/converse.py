@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from schemas.job import Retry
 
 
+_SHOWN: Final = 10
+"""How many positions a message names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
     """What the service said. `headers` are case-insensitive; `shown` gives the same without our secrets.
@@ -394,6 +398,9 @@ def _fitting(found: pa.Array[Any] | Partly, status: int, rows: int) -> pa.Array[
     answers, failed = found if isinstance(found, Partly) else (found, ())
     if len(answers) != rows:
         return misfit(status, f"{rows} rows were sent, {len(answers)} answers came back")
+    if list(failed) != sorted(set(failed)) or (failed and not 0 <= failed[0] <= failed[-1] < rows):
+        why = f"{list(failed[:_SHOWN])} are not the positions of rows that failed"
+        return misfit(status, f"{why}; allowed: of {rows} rows 0 to {rows - 1}, in order, each once")
     return misfit(status, "no row has an answer, and the reply says not why") if len(failed) == rows else found
 
 

@@ -174,15 +174,17 @@ def _kind_of(kind: Any, declared: str | None) -> np.dtype[Any]:
     return np.dtype(np.int32 if types.is_integer(leaf) else np.float32)
 
 
-def _outside(value: object, kind: np.dtype[Any], *, declared: str | None) -> str:
+def _outside(value: Any, kind: np.dtype[Any], *, declared: str | None) -> str:
     """Say which rule a number breaks."""
+    vanishes = kind.kind == "f" and abs(value) < 1
     if declared:
-        return f" is {value}, which is no {declared}"
+        return f" is {value}, which is no {declared}" + (": it would arrive as 0" if vanishes else "")
     name = "int32" if kind.kind == "i" else "float32"
     other = "float64" if kind.kind == "f" else "int64"
     if value in (float("inf"), float("-inf")) or value != value:  # noqa: PLR0124 - NaN
         return f" is {value}, and JSON has no such number; with {_KEY} it may travel as float32"
-    return f" is {value}, outside {name}, as which MindSpore Serving reads it; with {_KEY} it may travel as {other}"
+    breaks = f"and 0 as {name}" if vanishes else f"outside {name}"
+    return f" is {value}, {breaks}, as which MindSpore Serving reads it; with {_KEY} it may travel as {other}"
 
 
 def _listed(rows: Rows, leaf: Any, shown: Form) -> list[Any]:
@@ -190,7 +192,7 @@ def _listed(rows: Rows, leaf: Any, shown: Form) -> list[Any]:
     if not ((rows.stops - rows.starts) <= MOST_LISTED).any():
         return []
     if types.is_decimal(leaf.type):
-        return leaf.cast(pa.float64()).to_pylist()  # type: ignore[no-any-return]
+        return [None if one is None else float(one) for one in leaf.to_pylist()]
     if types.is_float16(leaf.type):  # its own shortest text would be another float32
         leaf = leaf.cast(pa.float32())
     return shown(leaf).values

@@ -12,23 +12,24 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
+import pyarrow as pa
 from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.json import Decoder
 
 from pipeline.adapter import Adapter
-from pipeline.encode import encoded_lines, json_of, wire_names
+from pipeline.encode import column_form, encoded_lines, json_of, wire_names
 from pipeline.errors import JobError
 from pipeline.instances import instance_form
 from pipeline.jsonform import row_of, rows_of
+from pipeline.leaves import Converted
 from pipeline.replies import UNREADABLE, Partly, misfit, texts
 from pipeline.status import SUCCESS, Action, Fault, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import pyarrow as pa
-
     from pipeline.encode import Encoded
+    from pipeline.leaves import Form
     from schemas.job import Input
     from schemas.servers import MindSporeOptions
 
@@ -171,12 +172,29 @@ class InstanceEncoder:
         self._send = tuple(send)
         reject = given.nan == "reject"
         self._forms = [instance_form(schema.field(name), declared.get(name), reject_nan=reject) for name in send]
+        self._plain = [column_form(schema.field(name), "input.send", reject_nan=False) for name in send]
         self._row = row_of(wire_names(send, given.rename))
 
     def encode(self, batch: pa.RecordBatch, row_uuids: pa.Array[Any] | None = None) -> Encoded:  # noqa: ARG002
-        """Encode all rows of the batch, in order."""
-        columns = [form(batch.column(name)) for name, form in zip(self._send, self._forms, strict=True)]
-        return encoded_lines(rows_of(self._row, self._send, columns, batch.num_rows))
+        """Encode all rows of the batch, in order; those that are refused as plain JSON, for their dead letters."""
+        columns = [batch.column(name) for name in self._send]
+        converted = [form(column) for column, form in zip(columns, self._forms, strict=True)]
+        values, faults = rows_of(self._row, self._send, converted, batch.num_rows)
+        refused = sorted(faults)
+        plain = [_shown(column, form, refused) for column, form in zip(columns, self._plain, strict=True)]
+        for row, *shown in zip(refused, *plain, strict=True):
+            values[row] = self._row(*shown)
+        return encoded_lines(Converted(values, faults))
+
+
+def _shown(column: Any, form: Form, rows: Sequence[int]) -> list[Any]:
+    """Return some rows' values as plain JSON has them."""
+    if not rows:
+        return []
+    try:
+        return form(column.take(pa.array(rows))).values
+    except pa.ArrowNotImplementedError:  # Arrow cannot take single values out of all that it has
+        return [form(column.slice(row, 1)).values[0] for row in rows]
 
 
 def _names_method(url: str) -> bool:

@@ -132,24 +132,31 @@ def _parts(tensor: Tensor, rows: int) -> Iterator[bytes]:
     shape = tensor.shape
     if not shape or shape[0] != rows or min(shape) < 0:
         raise ValueError(f"{rows} rows were sent, and output {tensor.name!r} came back with shape {shape}")
-    items = _ITEMS.decode(tensor.data)
     inner, each = ([] if shape[1:] == [1] else shape[1:]), prod(shape[1:])
-    if len(items) == rows and each != 1:  # nested, as it may be
-        yield from map(bytes, items)
-    elif len(items) == rows * each:
-        flat = [bytes(_plain(one) if shape[1:] == [1] else one) for one in items]
-        for row in range(rows):
-            yield _nested(flat[row * each : (row + 1) * each], inner)
-    else:
-        raise ValueError(f"output {tensor.name!r} has shape {shape}, and {len(items)} values")
+    flat = _leaves(tensor, rows)
+    if len(flat) != rows * each:
+        raise ValueError(f"output {tensor.name!r} has shape {shape}, and {len(flat)} values")
+    for row in range(rows):
+        yield _nested(flat[row * each : (row + 1) * each], inner)
 
 
-def _plain(one: Raw) -> Raw:
-    """Take the value out of a nested row of one."""
-    if bytes(one)[:1] != b"[":
-        return one
-    [value] = _ITEMS.decode(one)
-    return value
+def _leaves(tensor: Tensor, rows: int) -> list[bytes]:
+    """Return a tensor's values, flat, as they may be, or nested. Raises ValueError where it is neither, or ragged."""
+    items = list(map(bytes, _ITEMS.decode(tensor.data)))
+    if bytes(tensor.data).count(b"[") == 1 or not any(map(_is_list, items)):
+        return items
+    regular = len(items) == rows
+    while regular and items and all(map(_is_list, items)):
+        lists = [_ITEMS.decode(one) for one in items]
+        regular = len(set(map(len, lists))) == 1
+        items = [bytes(one) for inner in lists for one in inner]
+    if not regular or any(map(_is_list, items)):
+        raise ValueError(f"output {tensor.name!r} has shape {tensor.shape}, and its lists have not")
+    return items
+
+
+def _is_list(item: bytes) -> bool:
+    return item.startswith(b"[")
 
 
 def _nested(flat: Sequence[bytes], shape: Sequence[int]) -> bytes:

@@ -6,6 +6,7 @@ no tensor can have (nulls, ragged lists) is a fault of that row.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -194,10 +195,11 @@ def first_of(odd: Bools, rows: Rows) -> list[tuple[int, int]]:
 def cast_to(leaf: Any, kind: np.dtype[Any], *, strict: bool) -> tuple[Numbers, Bools]:
     """Cast numbers, and tell which do not fit: outside, not as exact as they were, or with `strict` not finite.
 
-    Only floats may be rounded, to floats. Where all fit, whatever they are, nobody looks at them.
+    Only floats and decimals may be rounded, to floats, and none of them to zero. Where all fit, whatever they are,
+    nobody looks at them.
     """
     if types.is_decimal(leaf.type):
-        leaf = leaf.cast(pa.float64())
+        return _of_decimals([value or Decimal(0) for value in leaf.to_pylist()], kind)
     if leaf.null_count:
         leaf = pc.fill_null(leaf, pa.scalar(0, pa.int8()).cast(leaf.type))
     given = leaf.to_numpy(zero_copy_only=False)
@@ -207,15 +209,34 @@ def cast_to(leaf: Any, kind: np.dtype[Any], *, strict: bool) -> tuple[Numbers, B
             return cast, ~_within(given, kind)
         if given.dtype.kind != "f":
             return cast, ~_exact(cast, given)
-        if not strict and np.can_cast(given.dtype, kind):
+        widened = np.can_cast(given.dtype, kind)
+        if widened and not strict:
             return cast, NONE
         odd = ~np.isfinite(cast)
-        return cast, odd if strict else odd & np.isfinite(given)
+        odd = odd if strict else odd & np.isfinite(given)
+        return cast, odd if widened else odd | ((cast == 0) & (given != 0))
+
+
+def _of_decimals(given: Sequence[Decimal], kind: np.dtype[Any]) -> tuple[Numbers, Bools]:
+    """Cast decimals, each by its own digits: Arrow would make doubles of them first, and not always the nearest."""
+    if kind.kind == "f":
+        with np.errstate(all="ignore"):
+            cast = np.array([float(one) for one in given], np.float64).astype(kind.newbyteorder("<"))
+        there = np.array([bool(one) for one in given], np.bool_)
+        return cast, ~np.isfinite(cast) | ((cast == 0) & there)
+    low, high = _range(kind)
+    odd = [not (low <= one <= high and one == int(one)) for one in given]
+    whole = [0 if strange else int(one) for one, strange in zip(given, odd, strict=True)]
+    return np.array(whole, kind.newbyteorder("<")), np.array(odd, np.bool_)
+
+
+def _range(kind: np.dtype[Any]) -> tuple[int, int]:
+    return (0, 1) if kind.kind == "b" else (int(np.iinfo(kind).min), int(np.iinfo(kind).max))
 
 
 def _within(given: Numbers, kind: np.dtype[Any]) -> Bools:
     """Tell which numbers an integer type has."""
-    low, high = (0, 1) if kind.kind == "b" else (np.iinfo(kind).min, np.iinfo(kind).max)
+    low, high = _range(kind)
     if given.dtype.kind == "b":
         return np.ones(len(given), np.bool_)
     if given.dtype.kind != "f":

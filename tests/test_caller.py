@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from itertools import chain
 
@@ -122,10 +122,10 @@ class Auth:
 
 
 @contextmanager
-def calling(wire, *, auth=None, rate=None, headers=None, attempts=8, probe=False, **limits):
+def calling(wire, *, adapter=MODEL, auth=None, rate=None, headers=None, attempts=8, probe=False, **limits):
     """Open a caller; yields it, and sees that it gave everything back."""
     setting = Setting(
-        adapter=MODEL,
+        adapter=adapter,
         retry=Retry(attempts=attempts, outage=20),
         url=URL,
         clock=time.monotonic,
@@ -185,6 +185,40 @@ def outcomes(caller, todo):
 def answers(found):
     """Return the answers, in order."""
     return [int(text.as_py()) for one in found for text in one.answers]
+
+
+class Wiring(ModelArts):
+    """An adapter that sees how many are in its wire at once, each until another one comes, or a moment is over."""
+
+    def __init__(self):
+        super().__init__(ModelArtsOptions())
+        self.inside, self.peak, self.calls = threading.Semaphore(0), 0, 0
+        self.lock, self.now = threading.Lock(), 0
+
+    def wire(self, body):
+        with self.lock:
+            self.now, self.calls = self.now + 1, self.calls + 1
+            self.peak = max(self.peak, self.now)
+        if self.now > 1:
+            self.inside.release()
+        self.inside.acquire(timeout=0.05)
+        with self.lock:
+            self.now -= 1
+        return body
+
+
+def test_one_body_at_a_time_is_laid_out_anew():
+    """What that takes beside the bodies is in no budget: two threads are never in an adapter's own wire."""
+    adapter, wire = Wiring(), Wire()
+    with calling(wire, adapter=adapter, in_flight=8) as caller:
+        found = outcomes(caller, chunks(24))
+    assert (len(found), adapter.calls, adapter.peak) == (24, 24, 1)
+
+
+def test_a_body_that_is_sent_as_it_is_waits_for_nobody():
+    """An adapter without a wire of its own has nothing to take turns for."""
+    with calling(Wire()) as caller:
+        assert isinstance(caller._wiring, nullcontext)
 
 
 def test_every_chunk_gets_its_own_answer_in_order():

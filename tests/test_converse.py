@@ -407,6 +407,17 @@ def test_an_adapter_that_breaks_its_word_joins_no_answer_to_another_row(found):
     assert summary(world.run(chunk_of(4))) == ended(4, range(4), "mismatch")
 
 
+@pytest.mark.parametrize("failed", [(2, 1), (1, 1), (-1,), (4,), (-1, 0)], ids=str)
+def test_failed_positions_that_are_no_rows_of_the_request_are_a_misfit(failed):
+    """Nothing is doubled, and nothing raises: what was said is told."""
+    world = World(always(None), others=True, attempts=3)
+    world.adapter = Careless(lambda answers: Partly(answers, failed) if len(answers) == 4 else answers)
+    assert summary(world.run(chunk_of(4))) == ended(4, [], "scored")
+    assert {fault.action for fault in world.faults} == {Action.MISFIT}
+    said = f"{list(failed)} are not the positions of rows that failed; allowed: of 4 rows 0 to 3, in order, each once"
+    assert world.faults[0].message == said
+
+
 def test_other_trouble_before_does_not_halve_the_first_timeout():
     """Only a fault of the same kind is a repetition."""
     world = World(saying(GATEWAY_503, TIMEOUT, UNAVAILABLE))

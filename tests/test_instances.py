@@ -150,6 +150,18 @@ REFUSED = [
     (pa.array([1e39]), "fp32", " is 1e+39, which is no fp32"),
     (pa.array([2]), "bool", " is 2, which is no bool"),
     (pa.array([float("nan")]), "int8", " is nan, which is no int8"),
+    (pa.array([1e-50]), None, " is 1e-50, and 0 as float32, as which MindSpore Serving reads it"),
+    (pa.array([[1.0, -1e-50]]), None, "[1] is -1e-50, and 0 as float32"),
+    (pa.array([1e-50]), "float32", " is 1e-50, which is no float32: it would arrive as 0"),
+    (pa.array([1e-10], pa.float32()), "fp16", ", which is no fp16: it would arrive as 0"),
+    (pa.array([Decimal("1e-50")], pa.decimal256(60, 50)), None, " is 1E-50, and 0 as float32"),
+    (pa.array([Decimal("1.5")]), "int64", " is 1.5, which is no int64"),
+    (pa.array([Decimal(2**63)]), "int64", " is 9223372036854775808, which is no int64"),
+    (pa.array([Decimal(2**64)]), "uint64", " is 18446744073709551616, which is no uint64"),
+    (pa.array([Decimal(-1)]), "uint64", " is -1, which is no uint64"),
+    (pa.array([Decimal(2)]), "bool", " is 2, which is no bool"),
+    (pa.array([Decimal(10**40)], pa.decimal256(41)), None, ", outside float32"),
+    (pa.array([None], pa.decimal128(5)), "int8", " is null"),
     (pa.array([b"\xff"]), "str", " is not UTF-8"),
     (pa.array([b"\xff"]).view(pa.string()), None, " is not UTF-8"),
     (pa.array([None], pa.string()), "str", " is null"),
@@ -208,6 +220,55 @@ def test_decimals_are_floats():
     """All of one column, those without a fraction too."""
     lines, _ = encoded(pa.array([[Decimal("1.00"), Decimal("2.50")]], pa.list_(pa.decimal128(9, 2))))
     assert lines == [b'{"x":[1.0,2.5]}']
+
+
+EXACT = [
+    ("9007199254740993", "int64"),
+    ("-9223372036854775808", "int64"),
+    ("9223372036854775807", "int64"),
+    ("18446744073709551615", "uint64"),
+    ("1.00", "int8"),
+    ("0.30000000000000004441", "float64"),
+    ("1234567890123456789.012345678", "float64"),
+    ("1e-50", "float64"),
+]
+
+
+@pytest.mark.parametrize(("text", "declared"), EXACT)
+def test_a_decimal_arrives_as_the_number_that_it_is(text, declared):
+    """As a whole number, or as the float that is nearest to all of its digits."""
+    kind = np.dtype(declared)
+    number = int(Decimal(text)) if kind.kind != "f" else float(text)
+    column = pa.array([Decimal(text)], pa.decimal256(76, 55) if kind.kind == "f" else None)
+    assert same(arrived(encoded(column, declared)[0])[0], np.array(number, kind))
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**19), max_value=10**19, places=18))
+def test_a_decimal_as_json_is_the_nearest_float(number):
+    """Whatever its digits."""
+    assert sent(pa.array([number, None], pa.decimal128(38, 18)).slice(0, 1)) == float(number)
+
+
+def test_a_refused_row_is_shown_as_it_is():
+    """What JSON has of its values is in the dead letter: of those that are refused, and those beside them."""
+    batch = pa.record_batch(
+        {
+            "x": [float("inf"), 0.5],
+            "y": [2**40, 2**53 + 1],
+            "z": pa.array([[1, None], [7, 8]], INTS),
+            "d": pa.array([Decimal("0.10"), None]),
+            "t": pa.array([1, 2], pa.int8()),
+        }
+    )
+    found = InstanceEncoder(Input(path="in.parquet"), batch.schema, batch.schema.names, {"t": "int8"}).encode(batch)
+    assert (
+        found.refused[0] == "x is inf, and JSON has no such number; with service.options.types it may travel as float32"
+    )
+    assert list(found.refused) == [0, 1]
+    assert [line.decode() for line in found.lines.splitlines()] == [
+        '{"x":null,"y":1099511627776,"z":[1,null],"d":0.10,"t":1}',
+        '{"x":0.5,"y":9007199254740993,"z":[7,8],"d":null,"t":2}',
+    ]
 
 
 def test_a_tensor_that_is_stored_in_another_order_arrives_as_it_is_meant():
@@ -289,6 +350,11 @@ def see_tensors(drawn, ask=sandbox):
     assert all(map(same, found, taken))
 
 
+def kept(narrow, array):
+    """Whether floats are finite, and none but zero is zero."""
+    return np.isfinite(narrow).all() and np.array_equal(narrow == 0, array == 0)
+
+
 def see_numbers(drawn, ask=sandbox):
     """See that numbers without a type arrive as int32, float32 or bool, rounded as a cast rounds, or are refused."""
     name, depth, arrays = drawn
@@ -297,7 +363,7 @@ def see_numbers(drawn, ask=sandbox):
     with np.errstate(all="ignore"):
         cast = [array.astype(kind) for array in arrays]
     fits = [
-        array.size > 0 and (np.isfinite(narrow).all() if kind is np.float32 else np.array_equal(narrow, array))
+        array.size > 0 and (kept(narrow, array) if kind is np.float32 else np.array_equal(narrow, array))
         for array, narrow in zip(arrays, cast, strict=True)
     ]
     assert [row for row, fit in enumerate(fits) if not fit] == sorted(refused)

@@ -193,6 +193,18 @@ def test_several_outputs_are_one_object_a_row():
     ]
 
 
+@pytest.mark.parametrize("data", [[0, 2], [[0], [2]], [[[0]], [[2]]]])
+def test_nested_data_says_the_same_as_flat_data(data):
+    """The shape says how a row's part is nested, and however it came."""
+    assert read(tensor("y", [2, 1, 1], "INT64", data)) == [{"y": [[0]]}, {"y": [[2]]}]
+    assert read(tensor("y", [2], "INT64", data)) == [{"y": 0}, {"y": 2}]
+
+
+def test_text_with_a_bracket_is_no_list():
+    """Flat data may have any."""
+    assert read(tensor("s", [2], "BYTES", ["[a", "[]"])) == [{"s": "[a"}, {"s": "[]"}]
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [
@@ -201,6 +213,14 @@ def test_several_outputs_are_one_object_a_row():
         (tensor("y", [2, -1], "INT64", []), "came back with shape [2, -1]"),
         (tensor("y", [2], "INT64", [0]), "has shape [2], and 1 values"),
         (tensor("y", [2, 2], "INT64", [1, 2, 3]), "has shape [2, 2], and 3 values"),
+        (tensor("y", [2, 3], "INT64", [1, 2]), "has shape [2, 3], and 2 values"),
+        (tensor("y", [2, 3], "INT64", [[1, 2], [3, 4]]), "has shape [2, 3], and 4 values"),
+        (tensor("y", [2, 3], "INT64", [[1, 2], [3]]), "has shape [2, 3], and its lists have not"),
+        (tensor("y", [2, 2], "INT64", [[1], [2, 3, 4]]), "its lists have not"),
+        (tensor("y", [2, 3], "INT64", [[1, 2], [3, 4], [5, 6]]), "its lists have not"),
+        (tensor("y", [2], "INT64", [[1, 2], [3]]), "its lists have not"),
+        (tensor("y", [2], "INT64", [[1], 2]), "its lists have not"),
+        (tensor("y", [2, 1], "INT64", [[[1]], [2]]), "its lists have not"),
         (tensor("y", [2], "INT64", None), "cannot be read"),
         ({"name": "y"}, "cannot be read"),
     ],
