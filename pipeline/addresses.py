@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit, urlunsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from schemas.servers import MindSporeOptions
 
 
 class Path(NamedTuple):
@@ -47,11 +49,20 @@ PATHS: Final[Mapping[str, Path]] = {
         ("/predictions/{model}/{version}", "/predictions/{model}"),
         "/predictions/NAME",
     ),
+    "mindspore": Path(
+        r"/(version/\d+/)?model/[^/:]+(/version/\d+)?:[^/:]+\Z",
+        ("/model/{model}/version/{version}:{method}", "/model/{model}:{method}"),
+        "/model/NAME[/version/V]:METHOD",
+    ),
     "mlflow": Path(r"/invocations$", ("/invocations",), "/invocations"),
     "openai-chat": Path(r"/chat/completions$", ("/chat/completions",), "/v1/chat/completions"),
     "openai-embeddings": Path(r"/embeddings$", ("/embeddings",), "/v1/embeddings"),
 }
 """By `service.protocol`; a protocol that is not here is called by the URL as it stands."""
+
+_MINDSPORE: Final = "mindspore"
+_VERSION_FIRST: Final = "/version/{version}/model/{model}:{method}"
+"""Where a MindSpore model's name has `version`: the server takes one from behind the path's first; 0 is the newest."""
 
 _VERSION: Final = "/v1"
 _OPENAI: Final = "openai-"
@@ -69,7 +80,28 @@ def address(protocol: str, options: Any, url: str) -> str:
     if path is None or whole(protocol, url):
         return url
     parts = urlsplit(url)
-    given = {name: quote(str(value), safe="") for name in path.names if (value := getattr(options, name, None))}
-    made = next((one for one in path.made if set(re.findall(r"{(\w+)}", one)) <= set(given)), "")
+    options = {name: value for name in path.names if (value := getattr(options, name, None)) not in {None, ""}}
+    given = {name: quote(str(value), safe="") for name, value in options.items()}
+    made = path.made
+    if protocol == _MINDSPORE and "version" in given.get("model", ""):
+        given, made = {"version": "0", **given}, (_VERSION_FIRST,)
+    form = next((one for one in made if set(re.findall(r"{(\w+)}", one)) <= set(given)), "")
     base = parts.path.rstrip("/") or (_VERSION if protocol.startswith(_OPENAI) else "")
-    return urlunsplit(parts._replace(path=base + made.format(**given)))
+    return urlunsplit(parts._replace(path=base + form.format(**given)))
+
+
+def misaddressed(url: str, options: MindSporeOptions) -> Iterator[tuple[str, str]]:
+    """Say (option, or url; what is wrong) of a URL and MindSpore options that do not make one address."""
+    path, parts = PATHS[_MINDSPORE], urlsplit(url)
+    if parts.query or parts.fragment:
+        yield "url", "MindSpore Serving takes a query for a part of the method's name; allowed: none"
+    elif re.search(path.whole, parts.path):
+        for name in ("model", "version", "method"):
+            if getattr(options, name) is not None:
+                yield name, "service.url names the method already; leave it out, or give the server's base as the URL"
+    elif ":" in parts.path:
+        yield "url", f"{parts.path!r} is not a method; allowed: {path.example}, or the server's base"
+    else:
+        for name in ("model", "method"):
+            if getattr(options, name) is None:
+                yield name, f"missing; required where service.url is not the whole {path.example}"

@@ -6,6 +6,7 @@ import difflib
 import re
 from typing import TYPE_CHECKING, Final, get_args
 
+from pipeline.addresses import misaddressed
 from pipeline.errors import JobError
 from pipeline.jobyaml import Keys
 from pipeline.serverchecks import server_problems
@@ -249,8 +250,6 @@ def _addressed(job: Job) -> Iterator[Problem]:
     """See that URL and options make the address of a method."""
     options = job.service.options
     if isinstance(options, MindSporeOptions):
-        from pipeline.mindspore import misaddressed
-
         if job.service.contract is not None:
             yield ("service", "schema"), f"protocol {job.service.protocol} has none; leave it out"
         found = dict.fromkeys(one for url in job.service.url for one in misaddressed(url, options))

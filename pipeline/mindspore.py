@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 import pyarrow as pa
@@ -17,6 +16,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.json import Decoder
 
 from pipeline.adapter import Adapter
+from pipeline.addresses import address
 from pipeline.encode import column_form, encoded_lines, json_of, wire_names
 from pipeline.errors import JobError
 from pipeline.instances import instance_form
@@ -26,14 +26,14 @@ from pipeline.replies import UNREADABLE, Partly, misfit, texts
 from pipeline.status import SUCCESS, Action, Fault, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from pipeline.encode import Encoded
     from pipeline.leaves import Form
     from schemas.job import Input
     from schemas.servers import MindSporeOptions
 
-_WHOLE: Final = re.compile(r"/(version/\d+/)?model/[^/:]+(/version/\d+)?:[^/:]+\Z")
+PROTOCOL: Final = "mindspore"
 
 
 class _Reply(Struct):
@@ -90,7 +90,7 @@ class MindSpore(Adapter):
 
     def address(self, url: str) -> str:
         """Return the URL to call: the one that is given if it names a method, else what the options make of it."""
-        return url if _names_method(url) else url.rstrip("/") + path_of(self._options)
+        return address(PROTOCOL, self._options, url)
 
     def named(self, given: Input) -> Mapping[str, Sequence[str]]:
         """Return the columns that the job file says are sent, or have a type."""
@@ -195,36 +195,3 @@ def _shown(column: Any, form: Form, rows: Sequence[int]) -> list[Any]:
         return form(column.take(pa.array(rows))).values
     except pa.ArrowNotImplementedError:  # Arrow cannot take single values out of all that it has
         return [form(column.slice(row, 1)).values[0] for row in rows]
-
-
-def _names_method(url: str) -> bool:
-    return bool(_WHOLE.search(urlsplit(url).path))
-
-
-def path_of(options: MindSporeOptions) -> str:
-    """Return the path of a method.
-
-    The server takes a version from behind the first `version` in the path: where the model's name has it, the version
-    must come first, and 0 is the newest.
-    """
-    version = "" if options.version is None else f"/version/{options.version}"
-    if "version" in (options.model or ""):
-        return f"{version or '/version/0'}/model/{options.model}:{options.method}"
-    return f"/model/{options.model}{version}:{options.method}"
-
-
-def misaddressed(url: str, options: MindSporeOptions) -> Iterator[tuple[str, str]]:
-    """Say (option, or url; what is wrong) of a URL and options that do not make one address."""
-    parts = urlsplit(url)
-    if parts.query or parts.fragment:
-        yield "url", "MindSpore Serving takes a query for a part of the method's name; allowed: none"
-    elif _names_method(url):
-        for name in ("model", "version", "method"):
-            if getattr(options, name) is not None:
-                yield name, "service.url names the method already; leave it out, or give the server's base as the URL"
-    elif ":" in parts.path:
-        yield "url", f"{parts.path!r} is not a method; allowed: /model/NAME[/version/V]:METHOD, or the server's base"
-    else:
-        for name in ("model", "method"):
-            if getattr(options, name) is None:
-                yield name, "missing; required where service.url is not the whole /model/NAME[/version/V]:METHOD"

@@ -18,6 +18,11 @@ BASES = [
     ("tensorflow", HOST, {**MODEL, "label": "stable"}, "/v1/models/iris/labels/stable:predict"),
     ("torchserve", HOST, MODEL, "/predictions/iris"),
     ("torchserve", HOST, {**MODEL, "version": "1.0"}, "/predictions/iris/1.0"),
+    ("mindspore", HOST + "/", {**MODEL, "method": "f"}, "/model/iris:f"),
+    ("mindspore", HOST, {**MODEL, "method": "f", "version": 2}, "/model/iris/version/2:f"),
+    ("mindspore", HOST, {**MODEL, "method": "f", "version": 0}, "/model/iris/version/0:f"),
+    ("mindspore", HOST, {"model": "conversion", "method": "f"}, "/version/0/model/conversion:f"),
+    ("mindspore", HOST, {"model": "conversion", "method": "f", "version": 2}, "/version/2/model/conversion:f"),
     ("mlflow", HOST, {}, "/invocations"),
     ("mlflow", HOST + "/?x=1", {}, "/invocations?x=1"),
     ("openai-chat", HOST, MODEL, "/v1/chat/completions"),
@@ -35,6 +40,8 @@ WHOLE = [
     ("mlflow", "/prefix/invocations"),
     ("openai-chat", "/v2/chat/completions?x=1"),
     ("openai-embeddings", "/embeddings"),
+    ("mindspore", "/model/iris:f"),
+    ("mindspore", "/version/3/model/iris:f"),
     ("modelarts", "/v1/infers/ID"),
 ]
 

@@ -54,6 +54,12 @@ def test_every_protocol_is_listed():
         assert all(option["about"] for option in one["options"])
 
 
+def test_a_url_is_told_as_a_base_where_options_make_the_path():
+    """With how a whole one ends."""
+    (mindspore,) = (one for one in catalogue() if one["protocol"] == "mindspore")
+    assert mindspore["url"] == "a server's base, or a URL that ends as /model/NAME[/version/V]:METHOD does"
+
+
 def test_options_are_told_with_what_they_may_be():
     """And what they are by default."""
     (kserve,) = (one for one in catalogue() if one["protocol"] == "kserve")
