@@ -120,6 +120,9 @@ def test_a_server_that_is_killed_and_started_again_in_the_middle_loses_nothing(t
         with litserving.running(tmp_path / "server", port=port, kill=True) as url:
             file = job(tmp_path, url, protocol, options, texts)
             keys = json.loads(file.read_text())
+            keys["retry"] = {
+                "outage": "300s"
+            }  # with two attempts, who is answered last makes the others' trouble their own
             rate, rows = {"openai-chat": ("150/s", 1), "openai-embeddings": ("40/s", 4)}[protocol]
             keys["service"]["limits"] |= {"rows": rows, "in_flight": 4, "rate": rate}
             file.write_text(json.dumps(keys))
