@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.adapter import Adapter
 from pipeline.addresses import PATHS
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pydantic.fields import FieldInfo
-
-
-_WHOLE: Final = {"mindspore": "/model/NAME:METHOD"}
-"""Whole paths of the protocols that know them otherwise than by PATHS."""
 
 
 def catalogue() -> list[dict[str, Any]]:
@@ -64,8 +60,8 @@ def _adapter_of(name: str, plugin: plugins.Plugin) -> type | None:
 
 def url_of(protocol: str) -> str:
     """Say what `service.url` is."""
-    path = PATHS[protocol].example if protocol in PATHS else _WHOLE.get(protocol)
-    return f"a server's base, or a URL that ends as {path} does" if path else "the full URL to call"
+    path = PATHS.get(protocol)
+    return f"a server's base, or a URL that ends as {path.example} does" if path else "the full URL to call"
 
 
 def transport_options() -> list[dict[str, Any]]:

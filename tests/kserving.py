@@ -51,7 +51,7 @@ SERVER = """
             if (flowers[:, 0] == POISON).any():
                 raise ValueError(NEGATIVE)
             if (flowers[:, 0] == BROKEN).any():
-                raise RuntimeError("the model has failed")
+                raise OSError("the model has failed")
             scores = flowers @ self.weights + self.bias
             return get_predict_response(payload, self.labels[scores.argmax(axis=1)].tolist(), self.name)
 

@@ -44,7 +44,7 @@ MODELS = """
             if POISON in measures:
                 raise ValueError(NEGATIVE)
             if BROKEN in measures:
-                raise RuntimeError("the model has failed")
+                raise OSError("the model has failed")
             return await super().predict(payload)
 
 

@@ -73,7 +73,7 @@ def test_who_takes_a_base_says_so():
     """Those that are called by the URL as it stands say that."""
     urls = {one["protocol"]: one["url"] for one in catalogue()}
     assert urls["kserve"] == "a server's base, or a URL that ends as /v1/models/NAME:predict does"
-    assert urls["mindspore"] == "a server's base, or a URL that ends as /model/NAME:METHOD does"
+    assert urls["mindspore"] == "a server's base, or a URL that ends as /model/NAME[/version/V]:METHOD does"
     assert {name for name, url in urls.items() if url == "the full URL to call"} == {"modelarts", "file", "json"}
 
 
