@@ -135,7 +135,7 @@ def peak(way: str, folder: Path, url: str, count: int, size: int) -> tuple[float
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--requests", type=int, default=2_000)
+    parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--files", type=int, default=10_000, help="of 1 MB each")
     parser.add_argument("--count", nargs=3, help=argparse.SUPPRESS)
