@@ -157,8 +157,11 @@ class Scorer:
         )
 
     def _wrote(self, receipt: Receipt) -> None:
-        if not self._caller.answered:
-            self._early.append(receipt)
+        with self._lock:  # who wrote while another thread met the refusal comes after it
+            if not self._caller.answered:
+                self._early.append(receipt)
+                if isinstance(self.stopping.reason, Refused):
+                    self._take_back()
         self._receipts.add(receipt)
         self.progress.add(receipts=1)
 
