@@ -95,7 +95,6 @@ class Scorer:
         self._looked = time.monotonic()
         self._patience = self._looked + job.service.limits.timeout + TRIAL_SECONDS
         """Until when another worker that tries the service first is waited for."""
-        self._early: list[Receipt] = []
         self._turns = _Turns()
         """One split reads and sends at a time, in order; the others wait for what they have under way."""
         self._columns: Columns | None = None
@@ -168,11 +167,6 @@ class Scorer:
         )
 
     def _wrote(self, receipt: Receipt) -> None:
-        with self._lock:  # who wrote while another thread met the refusal comes after it
-            if not self._caller.answered:
-                self._early.append(receipt)
-                if isinstance(self.stopping.reason, Refused):
-                    self._take_back()
         self._receipts.add(receipt)
         self.progress.add(receipts=1)
 
@@ -191,20 +185,12 @@ class Scorer:
 
     def _stop(self, error: BulkscoreError) -> None:
         with self._lock:
-            first = not self.stopping.reason
+            if self.stopping.reason:
+                return
             self.stopping.stop(error)
-            if isinstance(error, Refused) and not self._caller.answered:
-                self._take_back()
-            if first:
-                with suppress(StorageFailed):  # where storage is what failed, the driver sees that nothing moves on
-                    write_stop(self.store, self.run, error)
-
-    def _take_back(self) -> None:
-        """Remove receipts of rows that died before the service answered any: they died of a wrong contract."""
-        with suppress(StorageFailed):
-            for receipt in self._early:
-                self.store.delete(f"receipts/{receipt.name}.json")
-        self._early.clear()
+            unanswered = isinstance(error, Refused) and not self._caller.answered
+            with suppress(StorageFailed):  # where storage is what failed, the driver sees that nothing moves on
+                write_stop(self.store, self.run, error, unanswered=unanswered)
 
     def _score_range(self, work: Work, hole: Range) -> list[Receipt]:
         columns = self._columns_of(work.source)

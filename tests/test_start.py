@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 import pytest
+from engine import Killed, engine, one_by_one
 from service import recording, refusal, score
 from test_gate import numbered, plain
 
 from jobs import call, letters, put, receipts, results
 from jobs import score as run_job
+from pipeline.errors import Refused, StorageFailed
 from pipeline.jsonrows import JsonRows
 from pipeline.outcomes import Declared
+from pipeline.progress import Progress
+from pipeline.score import Scorer
+from pipeline.stopping import Stopping
 
 TYPED = {"predictresult": "string", "score": "double"}
 WRONG = {"predictresult": "double", "score": "double"}
@@ -33,6 +41,9 @@ def scored_as(*answers):
 
     return answer
 
+
+asked, told = threading.Event(), threading.Event()
+"""That a held row is asked, and that another worker was refused."""
 
 UNREADABLE = "the answers to {} do not fit: 200 the reply cannot be read"
 HOPELESS = {
@@ -184,6 +195,93 @@ def test_a_first_file_is_told_by_its_own_uri(tmp_path):
         told = call("run", plain(tmp_path, service.url, files=0, input={"path": "in/*.bin", "format": "files"}, **keys))
     assert told.code == 4
     assert f" ({(tmp_path / 'in' / '0.bin').as_uri()}, {service.url}); mend service.options.field or form" in told.err
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Let workers wait for no other one that tries the service first, as they do when it takes too long."""
+    monkeypatch.setattr("pipeline.score.TRIAL_SECONDS", -1e9)
+
+
+@contextmanager
+def workers(job, order, count):
+    """Open the scorers of several workers."""
+    made = [Scorer(job, order, stopping=Stopping(), progress=Progress()) for _ in range(count)]
+    yield made
+    for one in made:
+        one.close()
+
+
+def before(job, order, work):
+    """A worker commits the death of its only row, and ends; then another one is refused."""
+    with workers(job, order, 2) as (short, refused):
+        assert [receipt.dead for receipt in short.score(work[0])] == [1]
+        for one in work[1:]:
+            refused.score(one)
+    assert isinstance(refused.stopping.reason, Refused)
+
+
+def after(job, order, work):
+    """A worker asks its only row; another one is refused; only then the row is answered, and its death committed."""
+    with workers(job, order, 2) as (short, refused), ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(short.score, work[0])
+        asked.wait(60)
+        for one in work[1:]:
+            refused.score(one)
+        assert isinstance(refused.stopping.reason, Refused)
+        told.set()
+        assert [receipt.dead for receipt in ended.result()] == [1]
+
+
+def lost(job, order, work):
+    """The runner fails when a worker was refused."""
+    before(job, order, work)
+    raise StorageFailed("the runner is gone")
+
+
+def killed(job, order, work):
+    """The run is killed when a worker was refused."""
+    before(job, order, work)
+    raise Killed
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("pipeline", [before, after, lost, killed])
+def test_letters_of_any_worker_are_taken_back_where_nobody_was_ever_answered(tmp_path, pipeline):
+    """Whichever order they come in, and whatever ends the run: with the contract mended all rows are scored."""
+    asked.clear()
+    told.clear()
+
+    def answer(_):
+        if pipeline is after and not asked.is_set():  # the first request of all
+            asked.set()
+            told.wait(60)
+        return refusal(400, "MR.0105")
+
+    keys = {"runner": {"name": "flink", "workers": 2}, "service__limits": {"rows": 1}}
+    with recording(answer) as service:
+        job = plain(tmp_path, service.url, rows=1, files=5, **keys)
+        with engine(pipeline), suppress(Killed):
+            assert run_job(job, probe=True).exit_code == (6 if pipeline is lost else 4)
+            assert (letters(tmp_path / "out"), receipts(tmp_path / "out")) == ([], {})
+        service.answer = score
+        with engine(one_by_one):
+            summary = run_job(job, probe=True)
+    assert (summary.exit_code, summary.scored, summary.dead) == (0, 5, 0)
+
+
+def test_letters_are_kept_where_another_row_had_its_answer(tmp_path):
+    """The contract held before the service was stopped."""
+
+    def answer(call):
+        asked_before = len(service.calls) - 1
+        return [refusal(400, "MR.0105"), score(call), refusal(403, "APIG.0302")][min(asked_before, 2)]
+
+    with recording(answer) as service:
+        job = plain(tmp_path, service.url, rows=1, files=4, service__limits={"rows": 1})
+        with engine(one_by_one):
+            summary = run_job(job, probe=True)
+    assert (summary.exit_code, summary.scored, summary.dead, summary.left) == (4, 1, 1, 2)
 
 
 def judged(prediction, *texts, promised=()):
