@@ -197,6 +197,16 @@ def test_a_first_file_is_told_by_its_own_uri(tmp_path):
     assert f" ({(tmp_path / 'in' / '0.bin').as_uri()}, {service.url}); mend service.options.field or form" in told.err
 
 
+def test_a_prediction_that_fits_no_row_is_found_by_one_of_several_workers(tmp_path):
+    """The others, processes of their own, ask nobody, and see why the run ends."""
+    keys = {"runner": {"workers": 3}, "output": {"path": "out", "prediction": WRONG}}
+    with recording(scored_as({"predictresult": "setosa", "score": 1.0})) as service:
+        done = call("run", plain(tmp_path, service.url, files=3, service__limits={"rows": 1}, **keys))
+    assert (done.code, len(service.calls)) == (4, 3)
+    assert "do not fit output.prediction.predictresult" in done.err
+    assert (letters(tmp_path / "out"), receipts(tmp_path / "out")) == ([], {})
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     """Let workers wait for no other one that tries the service first, as they do when it takes too long."""
