@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
+from schedules import Every
 from service import recording, refusal, score
 
 from jobs import PASSWORD, SEND, call, files, job_file, letters, loaded, put, receipts, until
@@ -95,6 +96,47 @@ def test_a_row_that_is_judged_while_it_rests_leaves_its_room_to_others():
     for _ in range(2):
         gate.failed("a", Action.MISFIT, UNFIT)
     assert gate.admits(2, 2)
+
+
+def unlucky(schedule, rows):
+    """Let so many rows fail for their content in any order; each is asked twice, and may die then, or be asked on.
+
+    Returns how many have begun, and why the job is refused, if it is.
+    """
+    gate, failures, dead = Gate(is_open=False), [], set()
+    try:
+        while True:
+            under_way = [row for row in range(len(failures)) if row not in dead]
+            begins = len(failures) < rows and gate.admits(len(under_way), len(under_way))
+            steps = [(row, end) for row in under_way for end in (False, True) if failures[row] < 3 or end]
+            if not steps and not begins:
+                return len(failures), None
+            schedule.at((tuple(failures), frozenset(dead)))
+            chosen = schedule.choose(len(steps) + begins)
+            if chosen == len(steps):
+                failures.append(0)
+                continue
+            row, end = steps[chosen]
+            failures[row] += 1
+            gate.failed(str(row), Action.MISFIT, UNFIT)
+            if end:
+                dead.add(row)
+                gate.ended([str(row)], UNFIT)
+    except Refused as error:
+        return len(failures), error
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_in_whatever_order_first_rows_fail_three_end_the_job_and_fewer_do_not(rows):
+    """No order leaves the third row outside, and none lets a fourth one in."""
+    ends = set()
+
+    def scenario(schedule):
+        begun, error = unlucky(schedule, rows)
+        ends.add((begun, error is not None))
+
+    Every().play(scenario)
+    assert ends == {(min(rows, 3), rows >= 3)}
 
 
 def test_first_rows_that_fail_for_several_reasons_are_told_by_the_first_in_the_input():
