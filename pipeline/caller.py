@@ -378,7 +378,8 @@ class Caller:
                 self._sizing.late(trip.rows)
             elif trip.sent and fault.action is Action.TOO_LARGE:
                 self._sizing.too_large(trip.rows, trip.size, fault.most_bytes)
-        self._places.failed(trip, fault, by_the_model=of_content(fault))
+        absent = fault.action is Action.ABSENT and not self._gate.is_open  # but whoever says so is there
+        self._places.failed(trip, fault, by_the_model=absent or of_content(fault))
         self._judge_absence(trip, fault)
         self._start.failed(fault, trip.chunk, trip.source)
 
