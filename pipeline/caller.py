@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from requests.structures import CaseInsensitiveDict
 
@@ -15,7 +15,6 @@ from pipeline.adapter import Adapter
 from pipeline.auth import IamUnavailable
 from pipeline.converse import (
     Answered,
-    Dead,
     Outcome,
     Oversized,
     Refresh,
@@ -27,7 +26,6 @@ from pipeline.converse import (
     converse,
     of_content,
     refusal,
-    told,
 )
 from pipeline.errors import Refused
 from pipeline.gate import Gate
@@ -37,6 +35,7 @@ from pipeline.places import Places, Trip
 from pipeline.retry import retry_after
 from pipeline.sign import Request
 from pipeline.sizing import Sizing
+from pipeline.start import Start
 from pipeline.status import SUCCESS, Action, Fault, judge
 from pipeline.transport import NoReply
 from pipeline.window import Budget
@@ -45,8 +44,11 @@ from schemas.secret import strike
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import pyarrow as pa
+
     from pipeline.auth import Auth
     from pipeline.errors import BulkscoreError
+    from pipeline.gate import Unfit
     from pipeline.nodes import Pick
     from pipeline.pack import Chunk
     from pipeline.pack import Limits as Bounds
@@ -110,6 +112,7 @@ class Caller:
         progress: Progress,
         probe: bool = False,
         mend: str = "input.send, input.rename or service.options",
+        unfit: Callable[[pa.Array[Any]], Unfit | None] = lambda _: None,
         max_requests: int | None = None,
         opened: Callable[[], None] = lambda: None,
         stop: Callable[[BulkscoreError], None] | None = None,
@@ -126,7 +129,7 @@ class Caller:
         self._changed = threading.Condition()
         self._wiring = nullcontext() if type(setting.adapter).wire is Adapter.wire else threading.Lock()
         self._gate = Gate(is_open=not probe)
-        self._mend = mend
+        self._start = Start(self._gate, self._changed, url=setting.url, mend=mend, unfit=unfit, stop=self._stop)
         self._places = Places(
             limits.in_flight,
             rate,
@@ -201,13 +204,13 @@ class Caller:
                 self._trials.add(id(chunk))
             return True
 
-    def submit(self, chunk: Chunk) -> Future[list[Outcome]]:
-        """Start the conversation about a chunk that has its reservation.
+    def submit(self, chunk: Chunk, source: str = "") -> Future[list[Outcome]]:
+        """Start the conversation about a chunk that has its reservation; `source` is the URI of its rows' source.
 
         The future raises Stopped when the run ends first, Refused when the service refuses the job, StorageFailed when
         it stays out.
         """
-        future = self._pool.submit(self._converse, chunk)
+        future = self._pool.submit(self._converse, chunk, source)
         future.add_done_callback(lambda _: self._ended(chunk))
         return future
 
@@ -248,12 +251,9 @@ class Caller:
                 self._guest = None
             self._changed.notify_all()
 
-    def _converse(self, chunk: Chunk) -> list[Outcome]:
-        trip = Trip()
-        setting = self._setting._replace(
-            succeeded=lambda: self._succeeded(trip),
-            failed=lambda fault: self._failed(trip, fault),
-        )
+    def _converse(self, chunk: Chunk, source: str) -> list[Outcome]:
+        trip = Trip(chunk, source)
+        setting = self._setting._replace(succeeded=partial(self._succeeded, trip), failed=partial(self._failed, trip))
         conversation = converse(chunk, setting)
         answer: Said | None = None
         used: Mapping[str, str] = {}
@@ -263,7 +263,7 @@ class Caller:
                 command = conversation.send(answer)
             except StopIteration as end:
                 outcomes: list[Outcome] = end.value
-                self._judge_start(outcomes)
+                self._start.dead(outcomes, source)
                 return outcomes
             answer = None
             if isinstance(command, Send):
@@ -276,21 +276,9 @@ class Caller:
             else:
                 self._refresh(used, command)
 
-    def _judge_start(self, outcomes: Iterable[Outcome]) -> None:
-        """See whether the first rows are all refused."""
-        for outcome in outcomes:
-            if isinstance(outcome, Dead):
-                with self._changed:
-                    try:
-                        fits = outcome.fault.action is not Action.MISFIT
-                        why, rows = told(outcome.fault), len(outcome.chunk)
-                        self._gate.died(rows, why, self._setting.url, mend=self._mend, answered=not fits)
-                    except Refused as error:
-                        self._stop(error)  # before anybody else is let in
-                        raise
-
     def _send(self, chunk: Chunk, trip: Trip) -> tuple[Mapping[str, str], Said]:
         self._stopping.check()
+        trip.chunk = chunk
         with self._places.take():
             bounds = self._oversized(chunk)
             if bounds:
@@ -390,8 +378,10 @@ class Caller:
                 self._sizing.late(trip.rows)
             elif trip.sent and fault.action is Action.TOO_LARGE:
                 self._sizing.too_large(trip.rows, trip.size, fault.most_bytes)
-        self._places.failed(trip, fault, by_the_model=of_content(fault))
+        absent = fault.action is Action.ABSENT and not self._gate.is_open  # but whoever says so is there
+        self._places.failed(trip, fault, by_the_model=absent or of_content(fault))
         self._judge_absence(trip, fault)
+        self._start.failed(fault, trip.chunk, trip.source)
 
     def _judge_absence(self, trip: Trip, fault: Fault) -> None:
         """See whether the service has never had the model that is asked for: it is given some time to start it."""
@@ -410,12 +400,12 @@ class Caller:
         if waits and len(self._nodes) == 1:
             _log.warning("%s; it may still be loading: %.0f s are left", fault.message, self._gate.ABSENT_SECONDS)
 
-    def _succeeded(self, trip: Trip) -> None:
+    def _succeeded(self, trip: Trip, answers: pa.Array[Any]) -> None:
         self._transport.settle(trip.uuid, fits=True)
         with self._changed:
             self._sizing.answered(trip.rows, trip.size, trip.seconds)
         self._places.succeeded(trip)
-        if not self._gate.is_open:
+        if self._start.answered(answers, trip.chunk, trip.source):
             self.open()
             self._opened()
 

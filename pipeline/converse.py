@@ -164,8 +164,8 @@ class Setting(NamedTuple):
 
     `last_success` is the clock's time of the service's last success, `out` for how many seconds it has answered nobody;
     `alone` tells whether no other conversation of this worker is under way, so that there is none to compare with;
-    `succeeded` and `failed` are told of what each request came to, `divided` of the rows of each that was halved for
-    its time, or for its content although all of them succeeded in parts.
+    `succeeded` and `failed` are told of what each request came to, its answers or its fault, `divided` of the rows of
+    each that was halved for its time, or for its content although all of them succeeded in parts.
     """
 
     adapter: Adapter
@@ -177,7 +177,7 @@ class Setting(NamedTuple):
     last_success: Callable[[], float]
     out: Callable[[], float] = lambda: 0.0
     alone: Callable[[], bool] = lambda: True
-    succeeded: Callable[[], None] = lambda: None
+    succeeded: Callable[[pa.Array[Any]], None] = lambda _: None
     failed: Callable[[Fault], None] = lambda _: None
     divided: Callable[[int], None] = lambda _: None
 
@@ -305,7 +305,7 @@ class _Tries:
 
     def succeeded(self, reply: Answered | Unanswered, answers: pa.Array[Any]) -> Scored:
         """Note the answers."""
-        self._setting.succeeded()
+        self._setting.succeeded(answers)
         self._trouble.in_vain = 0
         received = len(reply.body) if isinstance(reply, Answered) else 0
         attempts, history = len(self._history) + 1, tuple(self._history)

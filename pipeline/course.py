@@ -45,7 +45,8 @@ class _Request(NamedTuple):
 class Course:
     """Outcomes are written in row order. A request that is long in trouble is set aside, with a receipt of its own.
 
-    `beside` opens a writer for the rows of such a request; without it the range is committed as a whole.
+    `beside` opens a writer for the rows of such a request; without it the range is committed as a whole. `source` is
+    the URI of the rows' source.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class Course:
         beside: Callable[[Chunk], RangeWriter] | None,
         told: Told,
         clock: Callable[[], float],
+        source: str = "",
     ) -> None:
         self._caller = caller
         self._writer = writer
         self._beside = beside
         self._told = told
         self._clock = clock
+        self._source = source
         self._pending: deque[_Request] = deque()
         self._aside: list[_Request] = []
         self.receipts: list[Receipt] = []
@@ -71,7 +74,7 @@ class Course:
             self._told.look()
             self._advance()
             self._write_aside([one for one in self._aside if one.future.done()])
-        future = self._caller.submit(chunk)
+        future = self._caller.submit(chunk, self._source)
         future.add_done_callback(self._heed)  # what ends the job is not left waiting behind the oldest chunk
         self._pending.append(_Request(chunk, future, self._clock()))
         while self._pending and self._pending[0].future.done():

@@ -259,14 +259,28 @@ def decoded(store: Store, name: str, decoder: msgspec.json.Decoder[T]) -> T:
         ) from None
 
 
-def write_stop(store: Store, run: str, reason: BulkscoreError) -> None:
-    """Tell every worker to stop, and why."""
-    store.write(STOP, _encoder.encode(Stop(run, reason.exit_code, str(reason))))
+def write_stop(store: Store, run: str, reason: BulkscoreError, *, unanswered: bool = False) -> None:
+    """Tell every worker to stop, and why; `unanswered` where the service refused the job and no row has an answer."""
+    store.write(STOP, _encoder.encode(Stop(run, reason.exit_code, str(reason), unanswered)))
 
 
 def read_stop(store: Store, run: str) -> BulkscoreError | None:
     """Return why this run stands still, if it does."""
-    if not store.exists(STOP):
-        return None
-    stop = decoded(store, STOP, _stop)
-    return _BY_EXIT_CODE.get(stop.exit_code, BulkscoreError)(stop.message) if stop.run == run else None
+    stop = _read_stop(store)
+    return _BY_EXIT_CODE.get(stop.exit_code, BulkscoreError)(stop.message) if stop and stop.run == run else None
+
+
+def _read_stop(store: Store) -> Stop | None:
+    return decoded(store, STOP, _stop) if store.exists(STOP) else None
+
+
+def take_back(store: Store, receipts: Receipts) -> None:
+    """Remove the receipts of a run that was refused before a row had an answer: rows died of a wrong contract.
+
+    Any worker may have written them, while another was refused or before; so this is for when all of them have ended.
+    """
+    stop = _read_stop(store)
+    if stop and stop.unanswered:
+        written = [one for one in receipts.all() if one.run == stop.run]
+        for one in written if not any(one.scored for one in written) else ():
+            store.delete(f"receipts/{one.name}.json")

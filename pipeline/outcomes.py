@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Raw
 
+from pipeline.gate import Unfit
 from pipeline.ids import repeated
+from pipeline.jsonrows import JsonRows
 from schemas.tables import Attempt, DeadLetter, Kind
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
     from pipeline.converse import Dead, Scored
     from pipeline.encode import Int64s, RowEncoder
-    from pipeline.jsonrows import JsonRows
     from pipeline.pack import Chunk
     from schemas.plan import Source
 
@@ -40,6 +41,29 @@ def answers_of(scored: Scored, fields: JsonRows | None) -> Answers:
     texts: Any = scored.answers.cast(pa.binary()).to_pylist()
     batch, faults = fields.decode(texts)
     return Answers(batch.to_struct_array(), faults)
+
+
+class Declared:
+    """Sees whether answers are what `output.prediction` declares; `fields` reads them so."""
+
+    def __init__(self, prediction: Mapping[str, pa.DataType], fields: JsonRows) -> None:
+        self._prediction = prediction
+        self._fields = fields
+
+    def unfit(self, answers: pa.Array[Any]) -> Unfit | None:
+        """Return why the first answer does not fit, where not one does."""
+        texts: Any = answers.cast(pa.binary()).to_pylist()
+        _, faults = self._fields.decode(texts)
+        if len(faults) < len(texts):
+            return None
+        key = ".".join(["output.prediction", *self._wrong(texts[0])])
+        return Unfit(f"the answers to {{}} do not fit {key}", faults[0], f"{key} (bulkscore probe shows what fits)")
+
+    def _wrong(self, text: bytes) -> list[str]:
+        """Return the field that an answer does not fit; none where it is no object, or has none that are promised."""
+        declared = [JsonRows({name: kind}, loose=False) for name, kind in self._prediction.items()]
+        wrong = [name for name, one in zip(self._prediction, declared, strict=True) if one.decode([text])[1]]
+        return wrong[:1] if not JsonRows({}, loose=False).decode([text])[1] else []
 
 
 class Part(NamedTuple):

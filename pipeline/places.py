@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pipeline.errors import BulkscoreError
+    from pipeline.pack import Chunk
     from pipeline.progress import Progress
     from pipeline.status import Fault
     from pipeline.stopping import Stopping
@@ -42,11 +43,15 @@ def shared_clock() -> Callable[[], float]:
 
 
 class Trip:
-    """A request on its way, until it is told how it went. `late` if it was given up, or cut by the gateway."""
+    """A request on its way, until it is told how it went. `late` if it was given up, or cut by the gateway.
 
-    __slots__ = ("late", "rows", "seconds", "sent", "size", "url", "uuid")
+    `chunk` is what is asked, of the source that has this URI.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("chunk", "late", "rows", "seconds", "sent", "size", "source", "url", "uuid")
+
+    def __init__(self, chunk: Chunk, source: str) -> None:
+        self.chunk, self.source = chunk, source
         self.sent: Sent | None = None
         self.seconds = 0.0
         self.rows = self.size = 0

@@ -26,6 +26,7 @@ from pipeline.ledger import (
     Receipts,
     read_plans,
     read_stop,
+    take_back,
     write_plan,
     write_stop,
 )
@@ -103,6 +104,7 @@ def run(
     own(store)
     with lock(store):
         receipts = Receipts(store)
+        take_back(store, receipts)  # the run that was refused may not have come to it
         planned = Planned(()) if restart else read_plans(store)
         change = Changed() if restart else changed(store, job, planned, receipts, how)
         plan = draft(job, store, planned, name, change)
@@ -170,6 +172,7 @@ class _Run(NamedTuple):
         self._sign()
         before = self._counting()
         problem = self._score()
+        take_back(self.store, self.receipts)
         after = self._counting()
         _remove_strays(self.store, after, self.planned)
         summary = self._summary(before, after, problem, time.monotonic() - started)

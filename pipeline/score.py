@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from heapq import heappop, heappush
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from pipeline.arrowtypes import types_of
@@ -24,6 +24,7 @@ from pipeline.errors import BulkscoreError, Incomplete, JobError, Refused, Stora
 from pipeline.heal import Healer, opened, sound
 from pipeline.ids import file_names, row_namer
 from pipeline.ledger import Receipts, read_stop, write_stop
+from pipeline.outcomes import Declared
 from pipeline.pack import Block, Limits, pack
 from pipeline.places import shared_clock
 from pipeline.plan import Range
@@ -33,15 +34,18 @@ from pipeline.stopping import Stopped, Stopping
 from pipeline.storage import Store
 from pipeline.trial import Trial
 from pipeline.ways import way_of
-from pipeline.write import RangeWriter
+from pipeline.write import RangeWriter, fields_of
 from schemas.plan import NO_END
 from schemas.secret import Unresolved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import pyarrow as pa
+
     from pipeline.adapter import Adapter
     from pipeline.columns import Columns
+    from pipeline.gate import Unfit
     from pipeline.heal import Old
     from pipeline.progress import Progress
     from schemas.job import Job
@@ -85,16 +89,22 @@ class Scorer:
             progress=progress,
             opened=self._trial.end if self._trial else lambda: None,
             stop=self._stop,
+            unfit=self._unfit(),
         )
         self._lock = threading.Lock()
         self._looked = time.monotonic()
         self._patience = self._looked + job.service.limits.timeout + TRIAL_SECONDS
         """Until when another worker that tries the service first is waited for."""
-        self._early: list[Receipt] = []
         self._turns = _Turns()
         """One split reads and sends at a time, in order; the others wait for what they have under way."""
         self._columns: Columns | None = None
         self._reader: Reader | None = None
+
+    def _unfit(self) -> Callable[[pa.Array[Any]], Unfit | None]:
+        """Return what says whether answers are what the job declares."""
+        if not self._prediction:
+            return lambda _: None
+        return Declared(self._prediction, fields_of(self._prediction, self._promised)).unfit
 
     def score(self, work: Work) -> list[Receipt]:
         """Score what no receipt covers of a range of rows; return the new receipts.
@@ -157,11 +167,6 @@ class Scorer:
         )
 
     def _wrote(self, receipt: Receipt) -> None:
-        with self._lock:  # who wrote while another thread met the refusal comes after it
-            if not self._caller.answered:
-                self._early.append(receipt)
-                if isinstance(self.stopping.reason, Refused):
-                    self._take_back()
         self._receipts.add(receipt)
         self.progress.add(receipts=1)
 
@@ -180,20 +185,12 @@ class Scorer:
 
     def _stop(self, error: BulkscoreError) -> None:
         with self._lock:
-            first = not self.stopping.reason
+            if self.stopping.reason:
+                return
             self.stopping.stop(error)
-            if isinstance(error, Refused) and not self._caller.answered:
-                self._take_back()
-            if first:
-                with suppress(StorageFailed):  # where storage is what failed, the driver sees that nothing moves on
-                    write_stop(self.store, self.run, error)
-
-    def _take_back(self) -> None:
-        """Remove receipts of rows that died before the service answered any: they died of a wrong contract."""
-        with suppress(StorageFailed):
-            for receipt in self._early:
-                self.store.delete(f"receipts/{receipt.name}.json")
-        self._early.clear()
+            unanswered = isinstance(error, Refused) and not self._caller.answered
+            with suppress(StorageFailed):  # where storage is what failed, the driver sees that nothing moves on
+                write_stop(self.store, self.run, error, unanswered=unanswered)
 
     def _score_range(self, work: Work, hole: Range) -> list[Receipt]:
         columns = self._columns_of(work.source)
@@ -204,6 +201,7 @@ class Scorer:
             None if old else lambda chunk: self._writer(work, Range(chunk.first, chunk.stop), columns),
             Told(self._wrote, self._settled, self._stop, self._look_again),
             time.monotonic,
+            work.source.uri,
         )
         failed: list[BulkscoreError] = []
         try:
@@ -314,6 +312,7 @@ def _caller(
     progress: Progress,
     opened: Callable[[], None],
     stop: Callable[[BulkscoreError], None],
+    unfit: Callable[[pa.Array[Any]], Unfit | None],
 ) -> Caller:
     service = job.service
     urls = [adapter.address(url) for url in service.url]
@@ -347,4 +346,5 @@ def _caller(
         max_requests=None if order.max_requests is None else order.max_requests // job.runner.workers,
         opened=opened,
         stop=stop,
+        unfit=unfit,
     )

@@ -52,8 +52,12 @@ def object_name(source: int, start: int, stop: int, generation: int, attempt: st
 
 
 class Stop(Struct, frozen=True):
-    """Why the whole job stands still: the run that met it, the exit code, and the line for the user."""
+    """Why the whole job stands still: the run that met it, the exit code, and the line for the user.
+
+    `unanswered` is whether the service refused it before a row had an answer.
+    """
 
     run: str
     exit_code: int
     message: str
+    unanswered: bool = False

@@ -8,21 +8,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
+from schedules import Every
 from service import recording, refusal, score
 
 from jobs import PASSWORD, SEND, call, files, job_file, letters, loaded, put, receipts, until
 from jobs import score as run_job
 from pipeline.errors import Refused
-from pipeline.gate import Gate
+from pipeline.gate import Case, Gate, Place, Unfit
 from pipeline.gather import draft
 from pipeline.ledger import Planned, read_stop
 from pipeline.plan import remaining
 from pipeline.progress import Progress
 from pipeline.score import Scorer
+from pipeline.status import Action
 from pipeline.stopping import Stopping
 from pipeline.storage import Store
 from pipeline.trial import FOLDER, Trial
 from schemas.plan import Order
+
+REFUSED = Case(Unfit("the service refuses each of {}", "400 no", "input.send"), Place("in", 0), "url")
+UNFIT = Case(Unfit("the answers to {} do not fit", "200 no", "input.send"), Place("in", 1), "url")
 
 
 def numbered(rows):
@@ -51,20 +56,98 @@ def test_a_shut_gate_lets_one_through_and_another_where_that_one_waits():
     assert gate.admits(1, 1)
     assert gate.admits(2, 2)
     assert not gate.admits(3, 3)
-    gate.died(1, "no", "url", mend="input.send", answered=False)
+    gate.ended(["a"], REFUSED)
     assert gate.admits(1, 1)
     assert not gate.admits(2, 2)
-    gate.died(1, "no", "url", mend="input.send", answered=False)
-    with pytest.raises(Refused, match=r"each of the first 3 rows: no \(url\); mend input.send, or.*--no-probe"):
-        gate.died(1, "no", "url", mend="input.send", answered=False)
+    gate.ended(["b"], REFUSED)
+    told = r"each of the first 3 rows: 400 no \(row 0 of in, url\); mend input.send, or.*--no-probe"
+    with pytest.raises(Refused, match=told):
+        gate.ended(["c"], REFUSED)
     assert gate.admits(5, 0), "nobody waits for a job that is refused"
 
 
 def test_an_open_gate_is_open_whatever_dies():
     """Rows that are refused later on are bad rows."""
     gate = Gate(is_open=True)
-    gate.died(100, "no", "url", mend="input.send", answered=True)
+    gate.ended(map(str, range(100)), REFUSED)
+    for _ in range(100):
+        gate.failed("a", Action.MISFIT, UNFIT)
     assert gate.admits(100, 0)
+
+
+@pytest.mark.parametrize(("action", "often"), [(Action.MISFIT, 2), (Action.RETRY, 5)])
+def test_rows_that_fail_again_and_again_are_judged_before_they_have_died(action, often):
+    """Each counts once, however often it fails: three are needed, and room for them is left."""
+    gate = Gate(is_open=False)
+    for row in "ab":
+        for _ in range(often + 3):
+            gate.failed(row, action, UNFIT)
+        gate.ended([row], UNFIT)
+    assert gate.admits(0, 0)
+    for _ in range(often - 1):
+        gate.failed("c", action, UNFIT)
+    with pytest.raises(Refused, match="the answers to the first 3 rows do not fit: 200 no"):
+        gate.failed("c", action, UNFIT)
+
+
+def test_a_row_that_is_judged_while_it_rests_leaves_its_room_to_others():
+    """Else the third row would wait until it dies."""
+    gate = Gate(is_open=False)
+    for _ in range(2):
+        gate.failed("a", Action.MISFIT, UNFIT)
+    assert gate.admits(2, 2)
+
+
+def unlucky(schedule, rows):
+    """Let so many rows fail for their content in any order; each is asked twice, and may die then, or be asked on.
+
+    Returns how many have begun, and why the job is refused, if it is.
+    """
+    gate, failures, dead = Gate(is_open=False), [], set()
+    try:
+        while True:
+            under_way = [row for row in range(len(failures)) if row not in dead]
+            begins = len(failures) < rows and gate.admits(len(under_way), len(under_way))
+            steps = [(row, end) for row in under_way for end in (False, True) if failures[row] < 3 or end]
+            if not steps and not begins:
+                return len(failures), None
+            schedule.at((tuple(failures), frozenset(dead)))
+            chosen = schedule.choose(len(steps) + begins)
+            if chosen == len(steps):
+                failures.append(0)
+                continue
+            row, end = steps[chosen]
+            failures[row] += 1
+            gate.failed(str(row), Action.MISFIT, UNFIT)
+            if end:
+                dead.add(row)
+                gate.ended([str(row)], UNFIT)
+    except Refused as error:
+        return len(failures), error
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_in_whatever_order_first_rows_fail_three_end_the_job_and_fewer_do_not(rows):
+    """No order leaves the third row outside, and none lets a fourth one in."""
+    ends = set()
+
+    def scenario(schedule):
+        begun, error = unlucky(schedule, rows)
+        ends.add((begun, error is not None))
+
+    Every().play(scenario)
+    assert ends == {(min(rows, 3), rows >= 3)}
+
+
+def test_first_rows_that_fail_for_several_reasons_are_told_by_the_first_in_the_input():
+    """No matter which was heard first, and what is said of all is true of all."""
+    gate = Gate(is_open=False)
+    gate.ended(["c"], REFUSED._replace(place=Place("in", 10)))
+    gate.ended(["b"], REFUSED._replace(place=Place("in", 9)))
+    with pytest.raises(
+        Refused, match=r"^not one of the first 3 rows has an answer that fits: 200 no \(row 2 of in, url"
+    ):
+        gate.ended(["a"], UNFIT._replace(place=Place("in", 2)))
 
 
 def test_a_shut_gate_counts_for_how_long_the_model_is_said_to_be_absent():

@@ -21,6 +21,7 @@ from pipeline.errors import JobError
 from pipeline.gate import Gate
 from pipeline.ids import row_namer
 from pipeline.mindspore import MindSpore
+from pipeline.outage import Outage
 from pipeline.pack import Block, Limits, pack
 from pipeline.replies import Partly
 from pipeline.sandbox import mindspore as server
@@ -377,8 +378,12 @@ def absent_job(folder, url, rows=40):
 
 
 def test_a_model_that_was_never_there_ends_the_job(tmp_path, monkeypatch, caplog):
-    """Not at once, for it may be loading, and long before an outage is over; with the keys that may be wrong."""
+    """Not at once, for it may be loading, and long before an outage is over; with the keys that may be wrong.
+
+    It is no outage, whose pauses would make it longer: a server is there.
+    """
     monkeypatch.setattr(Gate, "ABSENT_SECONDS", 2.0)
+    monkeypatch.setattr(Outage, "AFTER_SECONDS", 0.0)
     with serving(*range(10_000)) as service:
         done = call("run", absent_job(tmp_path, service.url))
     assert done.code == 4
