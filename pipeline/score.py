@@ -174,7 +174,7 @@ class Scorer:
             self._stop(
                 Incomplete(
                     f"stopped early: {dead} of {rows} rows are dead letters, and errors.allow is "
-                    f"{self.job.errors.allow}; see why in {self.store.uri}/errors"
+                    f"{self.job.errors.allow}"
                 )
             )
 
