@@ -302,6 +302,7 @@ def _remove_strays(store: Store, receipts: Iterable[Receipt], planned: Planned) 
         for name in store.names(folder):
             if f"{folder}/{name}" not in named:
                 store.delete(f"{folder}/{name}")
+    store.delete_empty("errors")  # as if nothing had ever died
     listings = {source.uri for source in planned.sources.values() if source.listing}
     for name in store.names("plan"):  # a later plan may be in the making: it is another run's
         number = name.partition("-")[0]
