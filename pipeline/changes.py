@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import pyarrow as pa
 
+from pipeline.arrowtypes import type_of
 from pipeline.errors import JobError, StorageFailed
 from pipeline.heal import letters, opened
 from pipeline.jobprint import changed_answers
@@ -16,10 +18,11 @@ from pipeline.plan import Changed, Range
 from pipeline.read import as_planned
 from pipeline.read_files import altered, read_listing
 from pipeline.storage import storing
+from pipeline.typenames import NoSuchTypeError
 from schemas.plan import Heal
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from pipeline.ledger import Planned, Receipts
     from pipeline.plan import How
@@ -34,6 +37,8 @@ _NUMBERING: Final = ("input.format:", *(f"input.csv.{key}:" for key in ("delimit
 """Keys that decide where a row begins: half a file cannot be read by one value, and half by another."""
 _SHAPING: Final = ("input.keep:", "output.format:", "output.prediction:")
 """Keys that decide what a result looks like."""
+_TEXT: Final = "string"
+"""The type of a column that is said by folders."""
 _resolved: Final = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -49,7 +54,8 @@ def changed(store: Store, job: Job, planned: Planned, receipts: Receipts, how: H
     Raises JobError for keys that change answers, where nobody said what to do about it.
     """
     _same_rows(store, job, planned)
-    keys = changed_answers(decoded(store, "job.json", _resolved), job) if store.exists("job.json") else []
+    old = decoded(store, "job.json", _resolved) if store.exists("job.json") else None
+    keys = changed_answers(old, job) if old else []
     if keys and how is None:
         raise JobError(
             f"{store.uri} was made by a job that answers differently: {'; '.join(keys)}; use --changed rescore "
@@ -67,7 +73,7 @@ def changed(store: Store, job: Job, planned: Planned, receipts: Receipts, how: H
     for receipt in counting:
         done.setdefault(receipt.source, []).append(Range(receipt.start, receipt.stop))
     if how == "keep":
-        _mixable(keys, left)
+        _mixable(keys, left, _retyped(old, job, planned.columns) if old else None)
     newest = max([0, *(one.generation for one in valid), *(one.generation for one in planned.redo)])
     return Changed(how, tuple(keys), left, done, newest + 1)
 
@@ -83,7 +89,20 @@ def _same_rows(store: Store, job: Job, planned: Planned) -> None:
             )
 
 
-def _mixable(keys: Iterable[str], left: Collection[int]) -> None:
+def _retyped(old: Mapping[str, Any], job: Job, columns: Mapping[str, str]) -> str | None:
+    """Return a kept column that has another type than in the results that are there, if one has."""
+    was, now = ({**columns, **one} for one in (old["input"].get("columns") or {}, job.input.columns))
+    return next((name for name in job.input.keep if not _same(was.get(name, _TEXT), now.get(name, _TEXT))), None)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names are those of one type; a file may have types whose names are not read."""
+    with suppress(NoSuchTypeError):
+        return one == other or type_of(one) == type_of(other)
+    return False
+
+
+def _mixable(keys: Iterable[str], left: Collection[int], retyped: str | None) -> None:
     """Refuse to keep rows beside others that would have other names, other numbers, or other columns."""
     for key in keys:
         if key.startswith("name:"):
@@ -92,6 +111,8 @@ def _mixable(keys: Iterable[str], left: Collection[int]) -> None:
             why = "rows are numbered by it, and not all planned ones are scored"
         elif key.startswith(_SHAPING):
             why = "all results have one schema"
+        elif key.startswith("input.columns:") and retyped:
+            why = f"{retyped!r} is kept, and all results have one schema"
         else:
             continue
         raise JobError(

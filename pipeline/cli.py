@@ -222,7 +222,7 @@ def carried_out(start: Callable[..., Summary], job: Job, *, quiet: bool, as_json
     if summary.scored:
         text += f"\nresults: {summary.output}/results"
     if summary.dead and not summary.message:
-        text += f"\ndead letters: {summary.output}/errors"
+        text += f"\ndead letters: {summary.output}/errors" + (f"; {summary.cause}" if summary.cause else "")
     answer(summary._asdict(), text, as_json=as_json)
     if summary.message:
         complain(summary.message)

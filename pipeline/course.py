@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pipeline.errors import BulkscoreError
@@ -25,13 +26,14 @@ POLL_SECONDS: Final = 1.0
 
 
 class Told(NamedTuple):
-    """Who is told what becomes of a range: a receipt, (rows, dead letters) that are settled, what ends the run.
+    """Who is told what becomes of a range: how many rows are answered, (rows, dead letters) settled, a receipt.
 
-    `look` sees whether another worker has ended it.
+    `stop` is told what ends the run; `look` sees whether another worker has ended it. Any thread may call `answered`.
     """
 
-    wrote: Callable[[Receipt], None]
+    answered: Callable[[int], None]
     settled: Callable[[int, int], None]
+    wrote: Callable[[Receipt], None]
     stop: Callable[[BulkscoreError], None]
     look: Callable[[], None]
 
@@ -75,7 +77,8 @@ class Course:
             self._advance()
             self._write_aside([one for one in self._aside if one.future.done()])
         future = self._caller.submit(chunk, self._source)
-        future.add_done_callback(self._heed)  # what ends the job is not left waiting behind the oldest chunk
+        # What ends the job is not left waiting behind the oldest chunk.
+        future.add_done_callback(partial(self._heed, _rows(chunk)))
         self._pending.append(_Request(chunk, future, self._clock()))
         while self._pending and self._pending[0].future.done():
             self._advance()
@@ -155,14 +158,21 @@ class Course:
     def _write(self, writer: RangeWriter, chunk: Chunk, outcomes: list[Outcome]) -> None:
         dead = writer.dead
         self._note(writer.add(chunk, outcomes))
-        self._told.settled(len(chunk) + len(chunk.refused), writer.dead - dead)
+        self._told.settled(_rows(chunk), writer.dead - dead)
 
-    def _heed(self, future: Future[list[Outcome]]) -> None:
+    def _heed(self, rows: int, future: Future[list[Outcome]]) -> None:
         error = future.exception()
-        if isinstance(error, BulkscoreError):
+        if error is None:
+            self._told.answered(rows)
+        elif isinstance(error, BulkscoreError):
             self._told.stop(error)
 
     def _note(self, receipt: Receipt | None) -> None:
         if receipt:
             self.receipts.append(receipt)
             self._told.wrote(receipt)
+
+
+def _rows(chunk: Chunk) -> int:
+    """Return how many rows a chunk settles, those that are not sent included."""
+    return len(chunk) + len(chunk.refused)

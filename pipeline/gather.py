@@ -161,7 +161,9 @@ def _look_at(job: Job, item: tuple[int, Listed], *, known: Mapping[str, DataType
 
 
 def _types(found: Found) -> dict[str, str]:
-    return {field.name: str(field.type) for field in found.schema}
+    """Return the types of all columns as nobody declared them; a column that does not show has its declared one."""
+    types = {field.name: field.type for field in found.schema} | dict(found.inferred)
+    return {name: str(kind) for name, kind in types.items()}
 
 
 def _same_columns(job: Job, one: Listed, found: Found, columns: dict[str, str]) -> None:

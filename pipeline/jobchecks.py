@@ -10,6 +10,7 @@ from pipeline.addresses import misaddressed
 from pipeline.errors import JobError
 from pipeline.jobyaml import Keys
 from pipeline.serverchecks import server_problems
+from pipeline.typenames import NoSuchTypeError, named
 from schemas.auth import AUTHS, AkSkAuth, AppKeyAuth, TokenAuth
 from schemas.job import OUR_COLUMNS, InputFormat, Job, leaves
 from schemas.options import OPTIONS, FileOptions, JsonOptions, ModelArtsOptions, known, options_of
@@ -155,6 +156,16 @@ def _token(job: Job) -> Iterator[Problem]:
     if auth.project is None and auth.project_id is None:
         mend = "give one of them, or export OS_PROJECT_NAME or OS_PROJECT_ID"
         yield _AUTH, f"project or project_id is required, since ModelArts takes project-scoped tokens only; {mend}"
+
+
+def _typed(job: Job) -> Iterator[Problem]:
+    declared = {("input", "columns"): job.input.columns, ("output", "prediction"): job.output.prediction}
+    for key, types in declared.items():
+        for column, text in types.items():
+            try:
+                named(text)
+            except NoSuchTypeError as error:
+                yield (*key, column), str(error)
 
 
 def _csv(job: Job) -> Iterator[Problem]:
@@ -346,6 +357,7 @@ def _paths(job: Job) -> Iterator[Problem]:
 
 _CHECKS: Final[tuple[Callable[[Job], Iterator[Problem]], ...]] = (
     _token,
+    _typed,
     _csv,
     _kept,
     _renamed,

@@ -52,6 +52,8 @@ class Found(NamedTuple):
 
     `schema` has its columns with their types; `rows` is None where only reading to the end can tell; `size` is what its
     rows weigh in bytes, as far as that is known; `empty` says that it certainly has no rows: its types mean nothing.
+    `inferred` are types that values of the first file show, of declared columns too: what these are when their
+    declaration is taken back.
     """
 
     schema: pa.Schema
@@ -59,6 +61,7 @@ class Found(NamedTuple):
     size: int
     marks: tuple[Mark, ...] = ()
     empty: bool = False
+    inferred: Mapping[str, pa.DataType] = {}
 
 
 class Wanted(NamedTuple):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-NAMES: Final = ("rows", "dead", "requests", "retries", "in_flight", "receipts")
+NAMES: Final = ("answered", "rows", "dead", "requests", "retries", "in_flight", "receipts")
+"""Rows are `answered` before they are written, and so in `rows`, which is done in order."""
 
 
 class Progress:

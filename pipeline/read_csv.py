@@ -43,6 +43,7 @@ _TRUTHS: Final = pa.array(["true", "false"])
 def look(uri: str, given: Input, known: Mapping[str, pa.DataType]) -> Found:
     """Read a file's header and, for the types of columns that are not known, its first MiB.
 
+    Where `known` has no more than the declared columns, no earlier file has fixed any, and theirs are inferred too.
     Raises JobError when it does not begin with text, or cannot be unpacked. A file without rows is no error.
     """
     try:
@@ -54,9 +55,11 @@ def look(uri: str, given: Input, known: Mapping[str, pa.DataType]) -> Found:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise JobError(f"input.path: {uri} is not readable as CSV: {reason}; replace it or leave it out") from None
-    types = _inferred(block, file.names, given.csv, known) if block else [pa.string()] * len(file.names)
+    fixed = known if not known.keys() <= given.columns.keys() else {}
+    types = _inferred(block, file.names, given.csv, fixed) if block else [pa.string()] * len(file.names)
+    inferred = dict(zip(file.names, types, strict=True)) if not fixed else {}
     fields = [pa.field(name, known.get(name, kind)) for name, kind in zip(file.names, types, strict=True)]
-    return Found(pa.schema(fields), None if block else 0, size, empty=not block)
+    return Found(pa.schema(fields), None if block else 0, size, empty=not block, inferred=inferred)
 
 
 def pieces(source: Source, wanted: Wanted, start: int, mark: Mark) -> Iterator[Piece]:  # noqa: ARG001 - one stream

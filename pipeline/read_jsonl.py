@@ -75,7 +75,8 @@ def look(uri: str, given: Input, known: Mapping[str, pa.DataType]) -> Found:
     if given.send is None and (twice := types.keys() & said.keys()):
         name = min(twice)
         raise JobError(f"input.path: {name!r} is a column of {uri} and one of its folders; rename one of them")
-    return Found(pa.schema(list(types.items())), rows, size, marks, empty=rows == 0 or not (fixed or head))
+    empty = rows == 0 or not (fixed or head)
+    return Found(pa.schema(list(types.items())), rows, size, marks, empty, inferred)
 
 
 def pieces(source: Source, wanted: Wanted, start: int, mark: Mark) -> Iterator[Piece]:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from msgspec import structs
 
 from pipeline import __version__
+from pipeline.causes import cause_of
 from pipeline.changes import changed, own, readable, with_letters
 from pipeline.columns import fixed
 from pipeline.errors import OK, BulkscoreError, Held, Incomplete, JobError, StorageFailed
@@ -59,7 +60,7 @@ Watch = Callable[[Progress, int], AbstractContextManager[None]]
 class Summary(NamedTuple):
     """What a run did, and what the whole output is now. Counts are rows; `unread` are files not read to their end.
 
-    Of those files only the rows that are done are among the planned ones.
+    Of those files only the rows that are done are among the planned ones. `cause` is what most dead letters died of.
     """
 
     run: str
@@ -68,6 +69,7 @@ class Summary(NamedTuple):
     planned: int
     scored: int
     dead: int
+    cause: str
     left: int
     unread: int
     scored_by_this_run: int
@@ -231,8 +233,11 @@ class _Run(NamedTuple):
         old = {receipt.name for receipt in before}
         fresh = [receipt for receipt in after if receipt.name not in old]
         tally = self.planned.tally(after)
-        problem = problem or _unhealed(self.todo(after)) or _verdict(self.job, self.store, tally, self.resumes)
+        problem = problem or _unhealed(self.todo(after)) or _verdict(self.job, tally, self.resumes)
+        cause = cause_of(self.store, after)
         exit_code, message = (problem.exit_code, str(problem)) if problem else (OK, "")
+        if isinstance(problem, Incomplete):
+            message = "; ".join(filter(None, (message, cause, f"see why in {self.store.uri}/errors")))
         shared = session(self.order.run)
         if shared.interrupted and exit_code not in {OK, Incomplete.exit_code}:
             exit_code, message = shared.interrupted, _INTERRUPTED
@@ -244,6 +249,7 @@ class _Run(NamedTuple):
             planned=tally.planned,
             scored=tally.scored,
             dead=tally.dead,
+            cause=cause,
             left=tally.left,
             unread=tally.unread,
             scored_by_this_run=tally.scored - self.planned.tally(before).scored,  # what is healed was copied in part
@@ -271,15 +277,14 @@ def _unhealed(left: Iterable[Work]) -> BulkscoreError | None:
     return StorageFailed(f"{letters} dead letters were not tried again; the same command does it") if letters else None
 
 
-def _verdict(job: Job, store: Store, tally: Tally, resumes: str) -> BulkscoreError | None:
+def _verdict(job: Job, tally: Tally, resumes: str) -> BulkscoreError | None:
     if tally.unread:
         return StorageFailed(f"{tally.unread} files are not read to their end yet; {resumes}")
     if tally.left:
         return StorageFailed(f"{tally.left} of {tally.planned} rows are not scored yet; {resumes}")
     if not job.errors.allow.permits(tally.dead, tally.planned):
         return Incomplete(
-            f"{tally.dead} of {tally.planned} rows are dead letters, more than errors.allow ({job.errors.allow}); "
-            f"see why in {store.uri}/errors"
+            f"{tally.dead} of {tally.planned} rows are dead letters, more than errors.allow ({job.errors.allow})"
         )
     return None
 
@@ -300,6 +305,7 @@ def _remove_strays(store: Store, receipts: Iterable[Receipt], planned: Planned) 
         for name in store.names(folder):
             if f"{folder}/{name}" not in named:
                 store.delete(f"{folder}/{name}")
+    store.delete_empty("errors")  # as if nothing had ever died
     listings = {source.uri for source in planned.sources.values() if source.listing}
     for name in store.names("plan"):  # a later plan may be in the making: it is another run's
         number = name.partition("-")[0]

@@ -170,6 +170,9 @@ class Scorer:
         self._receipts.add(receipt)
         self.progress.add(receipts=1)
 
+    def _answered(self, rows: int) -> None:
+        self.progress.add(answered=rows)
+
     def _settled(self, rows: int, dead: int) -> None:
         """Count, and end a run that is clearly past what `errors.allow` allows."""
         self.progress.add(rows=rows, dead=dead)
@@ -179,7 +182,7 @@ class Scorer:
             self._stop(
                 Incomplete(
                     f"stopped early: {dead} of {rows} rows are dead letters, and errors.allow is "
-                    f"{self.job.errors.allow}; see why in {self.store.uri}/errors"
+                    f"{self.job.errors.allow}"
                 )
             )
 
@@ -199,7 +202,7 @@ class Scorer:
             self._caller,
             self._writer(work, hole, columns, old),
             None if old else lambda chunk: self._writer(work, Range(chunk.first, chunk.stop), columns),
-            Told(self._wrote, self._settled, self._stop, self._look_again),
+            Told(self._answered, self._settled, self._wrote, self._stop, self._look_again),
             time.monotonic,
             work.source.uri,
         )

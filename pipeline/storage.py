@@ -92,16 +92,27 @@ class Store:
         with storing("delete", f"{self.uri}/{name}"), suppress(FileNotFoundError):
             self._fs.delete_dir(self._path(name))
 
+    def delete_empty(self, folder: str) -> None:
+        """Delete a folder that nothing is in, not even a draft; only local disks have such ones."""
+        if self.local:
+            with suppress(OSError):
+                (self.local / folder).rmdir()
+
     def create(self, folder: str) -> Draft:
         """Open a draft of an object in `folder`; the caller closes it, and unless it was kept nothing is left of it."""
         with storing("write", f"{self.uri}/{folder}"):
-            self._fs.create_dir(self._path(folder), recursive=True)
-            return Draft(self._fs, self._root, folder)
+            with suppress(FileNotFoundError):  # at its end another run deletes a folder that nothing is in yet
+                return self._draft(folder)
+            return self._draft(folder)
 
     @property
     def local(self) -> Path | None:
         """The folder on this machine, if it is one."""
         return Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
+
+    def _draft(self, folder: str) -> Draft:
+        self._fs.create_dir(self._path(folder), recursive=True)
+        return Draft(self._fs, self._root, folder)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name not in {"", "."} else self._root

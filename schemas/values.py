@@ -47,10 +47,10 @@ class InvalidValueError(ValueError):
     """A value is not what its key takes: what was found, and what is allowed."""
 
 
-def shown(value: object) -> str:
-    """Write `value` as an error line shows it: on one line, and cut where it is long."""
+def shown(value: object, most: int = _SHOWN) -> str:
+    """Write `value` as an error line shows it: on one line, and cut behind `most` characters."""
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def text(value: object) -> str:

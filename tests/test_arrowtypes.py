@@ -10,8 +10,9 @@ from anyarrow import KINDS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.arrowtypes import NoSuchTypeError, type_of, types_of
+from pipeline.arrowtypes import type_of, types_of
 from pipeline.errors import JobError
+from pipeline.typenames import ALIASES, OURS, UNITS, NoSuchTypeError, named
 
 WRITTEN = {
     "int": pa.int64(),
@@ -138,6 +139,100 @@ def test_any_text_is_a_type_or_no_type(text):
     except NoSuchTypeError:
         return
     assert type_of(str(kind)) == kind
+
+
+NUMBERS = st.sampled_from([-(2**31), -1, 0, 1, 2, 9, 10, 18, 19, 38, 39, 76, 77, 2**31 - 1, 2**31, 2**63, 10**4000])
+SHAPES = st.lists(NUMBERS | st.integers(0, 3), max_size=3).map(lambda sizes: ",".join(map(str, sizes)))
+ENDS = st.sampled_from(["bool", "int", "int8", "uint16", "i2", "i4", "u8", "int64", "date32", "list<int8>"])
+NAMES = st.sampled_from(["", "a", "item", "a: b", "a\x00", "\ud800", "é"])
+
+
+def formed(pattern, *parts):
+    """Texts of a pattern with these in its places."""
+    return st.tuples(*parts).map(lambda values: pattern.format(*values))
+
+
+def composed(inner):
+    """Names of types made of others; some are none, for a number, a name or a type does not go there."""
+    field = formed("{}: {}{}", NAMES, inner, st.sampled_from(["", " not null"]))
+    return st.one_of(
+        *(formed(f"{name}<{{}}>", field | inner) for name in ("list", "large_list", "list_view", "large_list_view")),
+        formed("fixed_size_list<{}>[{}]", field, NUMBERS),
+        st.lists(field, max_size=2).map(lambda fields: f"struct<{', '.join(fields)}>"),
+        formed("map<{}, {}{}>", inner, inner, st.sampled_from(["", ", keys_sorted"])),
+        formed("dictionary<values={}, indices={}, ordered=0>", inner, ENDS | inner),
+        formed("run_end_encoded<run_ends: {}, values: {}>", ENDS | inner, inner),
+        formed("extension<arrow.fixed_shape_tensor[value_type={}, shape=[{}]]>", inner, SHAPES),
+        formed(
+            "extension<arrow.fixed_shape_tensor[value_type={}, shape=[{}], dim_names=[{}], permutation=[{}]]>",
+            *(inner, SHAPES, st.sampled_from(["", "a", "a,b"]), st.sampled_from(["", "0", "1", "1,0", "0,0"])),
+        ),
+        formed("extension<arrow.opaque[storage_type={}, type_name={}, vendor_name={}]>", inner, NAMES, NAMES),
+    )
+
+
+TEXTS = st.recursive(
+    st.one_of(
+        st.sampled_from([*ALIASES, *OURS]),
+        formed("timestamp[{}]", st.sampled_from(UNITS)),
+        formed("timestamp[{}, tz={}]", st.sampled_from(UNITS), NAMES),
+        formed("decimal{}({}, {})", st.sampled_from(["", 32, 64, 128, 256]), NUMBERS, NUMBERS),
+        formed("fixed_size_binary[{}]", NUMBERS),
+    ),
+    composed,
+    max_leaves=5,
+)
+
+
+@given(TEXTS | KINDS.map(str))
+def test_what_check_takes_for_a_type_is_one(text):
+    """The grammar knows no Arrow, and Arrow refuses nothing that it takes."""
+    try:
+        named(text)
+    except NoSuchTypeError:
+        return
+    type_of(text)
+
+
+@pytest.mark.parametrize("name", [*ALIASES, *OURS])
+def test_every_plain_name_is_a_type(name):
+    """By itself, and within another."""
+    assert type_of(f"list<{name}>").value_type == type_of(name)
+
+
+@pytest.mark.parametrize("depth", [49, 50])
+def test_types_within_types_have_an_end(depth):
+    """Fifty are deep enough for anybody."""
+    text = "list<" * depth + "int8" + ">" * depth
+    if depth < 50:
+        assert str(type_of(text)).count("list<") == depth
+    else:
+        with pytest.raises(NoSuchTypeError):
+            named(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("flaot", "float"),
+        ("Int64", "int64"),
+        ("datetime", "timestamp[us]"),
+        ("decimal", "decimal128(10, 2)"),
+        ("list<strng>", "list<string>"),
+        ("struct<a: int64, b: duoble>", "struct<a: int64, b: double>"),
+        ("timestamp", "timestamp[us]"),
+        ("list", "list<string>"),
+        ("timestamp[m]", None),
+        ("zzz", None),
+        ("", None),
+        ("x" * 10_000, None),
+    ],
+)
+def test_what_was_probably_meant_is_said(text, meant):
+    """A slip, or another system's word; where nothing is near, nothing is guessed."""
+    with pytest.raises(NoSuchTypeError) as caught:
+        named(text)
+    assert str(caught.value).partition("; did you mean ")[2] == (f"{meant!r}?" if meant else "")
 
 
 def test_declared_types_are_found_and_a_wrong_one_is_named_with_its_key():

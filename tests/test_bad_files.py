@@ -171,7 +171,8 @@ def test_a_bad_row_costs_itself(desk, form, content, given, dead, scored, packed
     put(desk, **{name: gzip.compress(content) if packed else content})
     told = line_of(desk.run(f"in/{name}", **given), 3)
     rows = len(dead) + len(scored)
-    assert told.startswith(f"{len(dead)} of {rows} rows are dead letters, more than errors.allow (0); see why in ")
+    assert told.startswith(f"{len(dead)} of {rows} rows are dead letters, more than errors.allow (0); ")
+    assert " unreadable" in told
     assert letters(desk) == dead
     assert desk.rows() == {(name, row): value for row, value in scored.items()}
     assert jobs.proved(desk.out) == ()

@@ -450,6 +450,56 @@ def test_keep_uses_a_changed_key_for_the_rest(make, form):
 
 
 @quick
+def test_keep_reads_the_rest_as_if_a_type_had_never_been_declared(make):
+    """Its type is what the first file showed, in the same file as in new ones, and in later runs."""
+    world = make("csv")
+    declared = {"columns": {"word": "string"}, "path": "in/*.csv", "send": ["word"]}
+    world.write("a", "1", "2")
+    world.scores(input=declared, expect=["1", "2"])
+    world.lose()
+    world.write("b", "3")
+    world.scores(*KEEP, expect=[2, 3])
+    world.write("c", "4")
+    world.scores(expect=[4])
+    world.scores(*KEEP, input={**declared, "columns": {"word": "double"}}, expect=[])
+    world.write("d", "5")
+    world.scores(input={**declared, "columns": {"word": "double"}}, expect=[5.0])
+    assert jobs.proved(world.out) == ()
+
+
+@quick
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_rows_that_died_of_a_declared_type_are_healed_without_it(make, form):
+    """The declaration is taken back, kept rows stay, and `retry` reads what died as the first file shows it."""
+    world = make(form)
+    wrong = {"columns": {"word": "int64"}, "path": f"in/*.{form}", "send": ["word"]}
+    world.write("a", "one", "two")
+    done, summary, asked = world.run(input=wrong)
+    assert (done.code, summary["dead"], asked) == (3, 2, [])
+    world.write("b", "three")
+    done, summary, asked = world.run(*KEEP)
+    assert (done.code, summary["dead"], asked) == (3, 2, ["three"])
+    assert jobs.call("retry", world.job()).code == 0
+    world.settled()
+
+
+@quick
+def test_keep_does_not_mix_two_types_of_a_kept_column(make):
+    """It is a column of the results; another name of the same type, and a column that is not kept, are fine."""
+    world = make("csv")
+    world.write("a", "1")
+    given = {"path": "in/*.csv", "send": ["word"], "keep": ["word"]}
+    world.scores(input={**given, "columns": {"word": "i4"}}, expect=[1])
+    for columns in ({}, {"word": "string"}):
+        told = world.refuses(*KEEP, input={**given, "columns": columns})
+        assert told.startswith('input.columns: was {"word":"i4"}, is {')
+        assert "'word' is kept, and all results have one schema, so --changed keep cannot mix both; use --chan" in told
+    world.scores(*KEEP, input={**given, "columns": {"word": "int32"}}, expect=[])
+    world.scores(*RESCORE, input=given, expect=[1])
+    assert jobs.proved(world.out) == ()
+
+
+@quick
 @pytest.mark.parametrize("form", FORMATS)
 def test_keep_does_not_take_another_name(make, form):
     """Rows of two names would have ids that do not go together; to score everything again is fine."""

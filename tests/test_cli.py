@@ -21,7 +21,7 @@ from pipeline.errors import JobError
 from pipeline.progress import Progress
 from pipeline.sandbox.credentials import ENVIRONMENT
 from pipeline.sandbox.server import Options, running
-from pipeline.show import line, showing
+from pipeline.show import showing
 from schemas.job import OUR_COLUMNS
 
 IRIS = jobs.ROOT / "jobs" / "iris.yaml"
@@ -284,13 +284,6 @@ def test_the_second_signal_ends_the_process(monkeypatch):
         assert ended == []
         signal.raise_signal(signal.SIGTERM)
     assert ended == [143]
-
-
-def test_a_progress_line_tells_how_far_a_run_is():
-    """Rows, speed, time left, requests under way, retries and dead letters."""
-    counts = {"rows": 50, "dead": 2, "requests": 9, "retries": 3, "in_flight": 4, "receipts": 1}
-    assert line(counts, 150, 2.0) == ("* 50/150 rows, 25 rows/s, 4 s left, 4 in flight, 3 retries, 2 dead letters")
-    assert "no end in sight yet" in line(dict.fromkeys(counts, 0), 150, 0.0)
 
 
 def test_progress_lines_go_to_stderr(monkeypatch, capfd):

@@ -141,6 +141,8 @@ class World:
         assert done.code == 0, done.err
         clean = self.folder / "clean"
         assert [without(row, OURS) for row in self.rows()] == [without(row, OURS) for row in self.rows(clean)]
+        folders = [{one.name for one in out.iterdir() if one.is_dir()} for out in (self.out, clean)]
+        assert folders[0] == folders[1], "an empty folder was left"
         shutil.rmtree(clean)
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import JobError
 from pipeline.jobfile import changed_answers, fingerprint, json_schema, load, missing_secrets, resolved
+from pipeline.typenames import ALLOWED
 from schemas import values
 from schemas.auth import TokenAuth
 from schemas.job import Job, leaves, marks
@@ -251,6 +252,14 @@ WRONG_ELSEWHERE = [
     (
         {"runner.name": "flink", "service.limits.rate": "1/s"},
         "runner.workers: missing; required with service.limits.rate on runner 'flink': each worker has rate / workers",
+    ),
+    (
+        {"input.columns": "{id: string, x: flaot}"},
+        f"input.columns.x: 'flaot' is not a type; allowed: {ALLOWED}; did you mean 'float'?",
+    ),
+    (
+        {"output.prediction": "{score: 'list<number>'}"},
+        f"output.prediction.score: 'list<number>' is not a type; allowed: {ALLOWED}; did you mean 'list<double>'?",
     ),
     ({"service.tls": "{key: k.pem}"}, "service.tls.cert: missing; required with service.tls.key"),
     (

@@ -263,13 +263,14 @@ def test_success_is_a_matter_of_the_dead_letters_allowed(mixed, allow, code):
 
 
 def test_too_many_dead_letters_are_exit_3(sandbox, tmp_path):
-    """All is done, and the one line says how many, how many are allowed, and where to look."""
+    """All is done, and the one line says how many, how many are allowed, why, and where to look."""
     url = sandbox(faults={"row:id=iris-00005": "MR.0105 always"})
     jobs.put(tmp_path / "in" / "a.parquet", jobs.flowers(20))
     done = jobs.call("run", jobs.job_file(tmp_path, url, input__send=[*jobs.SEND, "id"]))
     out = (tmp_path / "out").as_uri()
     assert done.code == 3
-    assert done.err == (f"ERROR 1 of 20 rows are dead letters, more than errors.allow (0); see why in {out}/errors\n")
+    why = f"1 rejected (400, MR.0105): 'Recognition failed'; see why in {out}/errors"
+    assert done.err == f"ERROR 1 of 20 rows are dead letters, more than errors.allow (0); {why}\n"
     assert done.out.startswith("20 rows: 19 scored, 1 dead letters, 0 left")
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     assert jobs.proved(tmp_path / "out") == ()
@@ -282,7 +283,9 @@ def test_the_summary_names_only_folders_that_are_there(sandbox, tmp_path):
     out = (tmp_path / "out").as_uri()
     done = jobs.call("run", jobs.job_file(tmp_path, url, input__send=[*jobs.SEND, "id"], errors__allow=1))
     assert (done.code, done.err) == (0, "")
-    assert done.out.endswith(f"\nresults: {out}/results\ndead letters: {out}/errors\n")
+    assert done.out.endswith(
+        f"\nresults: {out}/results\ndead letters: {out}/errors; 1 rejected (400, MR.0105): 'Recognition failed'\n"
+    )
     none = jobs.job_file(tmp_path, f"{url}/nowhere", output__path=str(tmp_path / "none"))
     stopped = jobs.call("run", none)
     assert (stopped.code, stopped.out.count("\n")) == (4, 1)

@@ -134,7 +134,8 @@ def test_a_run_clearly_past_its_allowance_ends_early(tmp_path, allow):
         told = call("run", job)
     assert told.code == 3
     assert "stopped early: " in told.err
-    assert f"rows are dead letters, and errors.allow is {allow}; see why in file://" in told.err
+    assert f"rows are dead letters, and errors.allow is {allow}; " in told.err
+    assert " rejected (400, MR.0105), such as 'no'; see why in file://" in told.err
     dead = len(letters(tmp_path / "out"))
     assert 990 <= dead < 5_000
 

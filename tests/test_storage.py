@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs
+from pipeline import storage
 from pipeline.errors import StorageFailed
 from pipeline.read_parquet import look
-from pipeline.storage import Store, storing
+from pipeline.storage import Draft, Store, storing
 
 NAMES = [
     "with space",
@@ -96,6 +97,37 @@ def test_a_parquet_file_can_be_written_to_a_draft(tmp_path):
         stored = draft.keep("results/x.parquet")
     assert pq.read_table(tmp_path / "results" / "x.parquet").equals(jobs.flowers(5))
     assert stored.size == (tmp_path / "results" / "x.parquet").stat().st_size
+
+
+def test_only_an_empty_folder_is_deleted(tmp_path):
+    """One with an object or a draft in it stays; one that is gone is no error."""
+    store = Store(str(tmp_path))
+    with store.create("errors") as draft:
+        store.delete_empty("errors")
+        draft.keep("errors/x")
+    store.delete_empty("errors")
+    assert store.names("errors") == ["x"]
+    store.delete("errors/x")
+    for _ in range(2):
+        store.delete_empty("errors")
+        assert not (tmp_path / "errors").exists()
+
+
+def test_who_writes_is_not_disturbed_by_who_deletes_empty_folders(tmp_path, monkeypatch):
+    """The folder goes between its making and the first draft in it."""
+    store = Store(str(tmp_path))
+    left = [1]
+
+    def draft(*place):
+        if left:
+            left.pop()
+            store.delete_empty("errors")
+            assert not (tmp_path / "errors").exists()
+        return Draft(*place)
+
+    monkeypatch.setattr(storage, "Draft", draft)
+    store.write("errors/x", b"x")
+    assert contents(tmp_path) == {"errors/x": b"x"}
 
 
 def test_names_are_those_of_a_folder_s_objects(tmp_path):
