@@ -106,9 +106,9 @@ def test_a_column_has_the_datatype_and_the_shape_of_its_type(column, datatype, s
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (pa.float16(), "no FP16 in JSON; cast it in input.columns to float"),
+        (pa.float16(), "no FP16 in JSON; set service.options.binary: true, or cast it"),
         (pa.list_(pa.float32()), "a tensor's rows have one shape"),
-        (pa.binary(), "in JSON the protocol's BYTES are text; cast it in input.columns to string"),
+        (pa.binary(), "in JSON the protocol's BYTES are text; set service.options.binary: true, or cast it"),
         (pa.timestamp("s"), "allowed in a tensor"),
         (pa.decimal128(5), "allowed in a tensor"),
         (pa.struct({"a": pa.int8()}), "allowed in a tensor"),
