@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import UNSET, DecodeError, Raw, Struct, UnsetType
+import pyarrow as pa
+from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.json import Decoder
 
 from pipeline.encode import Encoded, encoded_lines, json_of
@@ -20,8 +21,6 @@ from pipeline.tensorrows import TensorEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
 
     from schemas.job import Input
 
@@ -91,12 +90,8 @@ class BinaryInference(OpenInference):
         return {LENGTH: str(body.index(b"\n") + 1)}
 
     def shown(self, row: bytes) -> bytes:
-        """Return a row's tensors with their values; one that is not packed as bytes stands as it stands."""
-        try:
-            tensors = _ROW.decode(row)
-        except DecodeError:
-            return row
-        return json_of([_listed(one) for one in tensors])
+        """Return a row's tensors with their values, as JSON alone has them."""
+        return json_of([_listed(one) for one in _ROW.decode(row)])
 
 
 def _head(same: Sequence[_Packed]) -> _Head:
@@ -129,9 +124,18 @@ class BinaryEncoder(TensorEncoder):
             tensors = [[memoryview(b"".join(parts)) for parts in zip(*tensors, strict=True)]]
         packed = [[_packed(head, data) for data in rows] for head, rows in zip(self._heads, tensors, strict=True)]
         values: list[Any] = list(zip(*packed, strict=True))
-        for row in faults:
-            values[row] = self._listed(batch.slice(row, 1)).values[0]
+        refused = sorted(faults)
+        for row, shown in zip(refused, self._refused(batch, refused), strict=True):
+            values[row] = shown
         return encoded_lines(Converted(values, faults))
+
+    def _refused(self, batch: pa.RecordBatch, rows: Sequence[int]) -> list[Any]:
+        if not rows:
+            return []
+        try:
+            return self._listed(batch.take(pa.array(rows))).values
+        except pa.ArrowNotImplementedError:  # Arrow cannot take single values out of all that it has
+            return [self._listed(batch.slice(row, 1)).values[0] for row in rows]
 
 
 def _packed(head: Mapping[str, Any], data: memoryview) -> _Packed:

@@ -67,6 +67,8 @@ class TensorEncoder:
         *,
         binary: bool = False,
     ) -> None:
+        if not send:
+            raise JobError("input.send: every column is in input.keep, and a request has a tensor; name one at least")
         self._columns = [_column(schema.field(name), binary=binary) for name in send]
         if tensor is None:
             heads = zip(wire_names(send, rename), self._columns, strict=True)

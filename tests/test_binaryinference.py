@@ -179,6 +179,7 @@ def test_columns_of_text_and_bytes_are_one_tensor():
         pa.array([True, None, False]),
         pa.array(["a", None, "b"]),
         pa.array(["a", None, "b"]).dictionary_encode(),
+        pa.array(["a", None, "b"], pa.string_view()),
         pa.array([[1], [None], [2]], pa.list_(pa.int8(), 1)),
         pa.array([[[1], [2]], None, [[3], [4]]], pa.list_(pa.list_(pa.float16(), 1), 2)),
         pa.array([[[1], [2]], [[1], None], [[3], [4]]], pa.list_(pa.list_(pa.int64(), 1), 2)),
