@@ -39,13 +39,22 @@ class _Head(Struct, gc=False):
 
 
 class _Packed(_Head, gc=False):
-    """A row's part of a tensor, as it is packed; msgspec writes its bytes as base64, and reads them so."""
+    """A row's part of a tensor, as it is packed; msgspec writes its bytes as base64."""
 
     data: memoryview
 
 
+class _Part(Struct, gc=False):
+    """The same as it is read again: how many bytes there are is seen; bytes are read faster than memoryviews."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: bytes
+
+
 class _Request(Struct):
-    inputs: list[list[_Packed]]
+    inputs: list[list[_Part]]
     outputs: Raw | UnsetType = UNSET
     parameters: Raw | UnsetType = UNSET
 
@@ -57,7 +66,7 @@ class _Sent(Struct):
 
 
 _REQUEST: Final = Decoder(_Request)
-_ROW: Final = Decoder(list[_Packed])
+_ROW: Final = Decoder(list[_Part])
 
 
 class BinaryInference(OpenInference):
@@ -94,13 +103,13 @@ class BinaryInference(OpenInference):
         return json_of([_listed(one) for one in _ROW.decode(row)])
 
 
-def _head(same: Sequence[_Packed]) -> _Head:
+def _head(same: Sequence[_Part]) -> _Head:
     first, size = same[0], sum(len(one.data) for one in same)
     return _Head(first.name, [len(same), *first.shape[1:]], first.datatype, _Size(size))
 
 
-def _listed(one: _Packed) -> dict[str, Any]:
-    values = values_of(one.datatype, one.data).tolist()
+def _listed(one: _Part) -> dict[str, Any]:
+    values = values_of(one.datatype, memoryview(one.data)).tolist()
     return {"name": one.name, "shape": one.shape, "datatype": one.datatype, "data": values}
 
 
