@@ -90,9 +90,20 @@ class Adapter:
     def wire(self, body: bytes) -> bytes:
         """Return a framed body as it is sent: itself, or in the protocol's own order, and then never longer.
 
-        Limits are judged on the framed body; dead letters show its rows. Called anew for each attempt.
+        Limits are judged on the framed body. Called anew for each attempt.
         """
         return body
+
+    def headers(self, body: bytes) -> Mapping[str, str]:  # noqa: ARG002 - for protocols that tell of it
+        """Return the headers that say something of this one body, as it is sent; a signature is over them too.
+
+        Called anew for each attempt. Those of a job file do not replace them. A websocket has none.
+        """
+        return {}
+
+    def shown(self, row: bytes) -> bytes:
+        """Return the JSON that a dead letter shows of a row that was sent: as it was packed, or as it says more."""
+        return row
 
     def read(
         self,

@@ -285,14 +285,15 @@ class Caller:
                 self._places.unsent()
                 return {}, Oversized(bounds)
             pick, body = self._pick(), self._wire(chunk.body)
+            headers = self._headers_of(body)
             try:
-                credentials = self._credentials(pick, body)  # now, and not before: a place can be long in coming
+                credentials = self._credentials(pick, headers, body)  # now: a place can be long in coming
             except IamUnavailable as error:
                 self._unasked(pick)
                 fault = Fault(Action.SLOWER, None, None, str(error))
                 return {}, Unanswered(fault, received=False, seconds=0.0, retry_after=error.retry_after)
             self._places.leave(trip)
-            headers = {**self._headers, **credentials, **trace(chunk.uuid)}  # unsigned, for gateways may rewrite it
+            headers = {**headers, **credentials, **trace(chunk.uuid)}  # unsigned, for gateways may rewrite it
             reply = self._transport.post(
                 pick.url, body=body, headers=headers, deadline_seconds=self._deadline, uuid=chunk.uuid
             )
@@ -317,9 +318,14 @@ class Caller:
         with self._wiring:
             return self._setting.adapter.wire(body)
 
-    def _credentials(self, pick: Pick, body: bytes) -> Mapping[str, str]:
+    def _headers_of(self, body: bytes) -> Mapping[str, str]:
+        """Return the headers of all requests, with those that tell of this body."""
+        own = self._setting.adapter.headers(body)
+        return dict(CaseInsensitiveDict({**self._headers, **own})) if own else self._headers
+
+    def _credentials(self, pick: Pick, headers: Mapping[str, str], body: bytes) -> Mapping[str, str]:
         method, signed = self._transport.signed(body)
-        return self._auth.headers(Request(method, pick.url, self._headers, signed))
+        return self._auth.headers(Request(method, pick.url, headers, signed))
 
     def _pick(self) -> Pick:
         with self._changed:

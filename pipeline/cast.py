@@ -173,7 +173,7 @@ def _lists(column: Array, kind: Any) -> Cast:
     wanted = pa.struct([("key", kind.key_type), ("value", kind.item_type)]) if types.is_map(kind) else kind.value_type
     items, wrong = _cast(stored, wanted)
     odd = np.zeros(len(column), bool)
-    odd[np.repeat(np.arange(len(column)), sizes)[wrong]] = True
+    odd[np.searchsorted(np.cumsum(sizes), wrong, side="right")] = True
     if types.is_fixed_size_list(kind):
         odd |= valid & (sizes != kind.list_size)
     return Cast(_listed(items, sizes, valid & ~odd, kind), np.flatnonzero(odd))

@@ -72,6 +72,12 @@ def _is_mapping(found: Any) -> bool:
     return isinstance(found, Mapping)
 
 
+def _is_headers(found: Any, _: int) -> bool:
+    return _is_mapping(found) and all(
+        isinstance(one, str) and one.isascii() and one.isprintable() for pair in found.items() for one in pair
+    )
+
+
 def _is_texts(found: Any) -> bool:
     return isinstance(found, pa.Array) and pa.types.is_string(found.type) and not found.null_count
 
@@ -103,6 +109,8 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "encode": _Kind(_is_encoded, "an Encoded with an end for each row, the last one that of its lines"),
     "frame": _Kind(_is_pair, "two bytes objects"),
     "wire": _Kind(lambda found, _: isinstance(found, bytes), "bytes"),
+    "headers": _Kind(_is_headers, "a mapping of headers' names to ASCII text on one line"),
+    "shown": _Kind(lambda found, _: isinstance(found, bytes), "bytes"),
     "read": _Kind(_is_verdict, "an array of strings without nulls, a Partly, or a Fault with an Action and a message"),
 }
 
@@ -147,6 +155,14 @@ class Foreign(Adapter):
     def wire(self, body: bytes) -> bytes:
         """Return a body as it is sent."""
         return bytes(self._call(self._adapter, "wire", body))
+
+    def headers(self, body: bytes) -> Mapping[str, str]:
+        """Return what is said of a body."""
+        return dict(self._call(self._adapter, "headers", body))
+
+    def shown(self, row: bytes) -> bytes:
+        """Return what a dead letter shows of a row."""
+        return bytes(self._call(self._adapter, "shown", row))
 
     def read(
         self, status: int, headers: Mapping[str, str], body: bytes, *, uuid: str, rows: int

@@ -14,7 +14,7 @@ from pipeline.typenames import NoSuchTypeError, named
 from schemas.auth import AUTHS, AkSkAuth, AppKeyAuth, TokenAuth
 from schemas.job import OUR_COLUMNS, InputFormat, Job, leaves
 from schemas.options import OPTIONS, FileOptions, JsonOptions, ModelArtsOptions, known, options_of
-from schemas.servers import ChatOptions, EmbeddingsOptions, MindSporeOptions
+from schemas.servers import ChatOptions, EmbeddingsOptions, MindSporeOptions, OpenInferenceOptions
 from schemas.template import flattens_answers, one_row
 from schemas.transported import Options
 from schemas.values import shown
@@ -255,6 +255,8 @@ def _carried(job: Job) -> Iterator[Problem]:
             yield (*_OPTIONS, "message"), "'json' is text, and a file is bytes; allowed: binary"
     elif isinstance(options, MindSporeOptions) and way != "http":
         yield ("service", "transport"), f"protocol {job.service.protocol} goes over http alone, and it is {way}"
+    elif isinstance(options, OpenInferenceOptions) and options.binary and way != "http":
+        yield (*_OPTIONS, "binary"), f"bytes of tensors go over http alone, and it is {way}; leave it out"
 
 
 def _addressed(job: Job) -> Iterator[Problem]:

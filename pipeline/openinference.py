@@ -5,7 +5,7 @@ and rows are packed like any others; `wire` joins their data, tensor by tensor, 
 said of each tensor is dropped, so the body that is sent is never longer than the one that was packed.
 
 An answer is an object of the reply's outputs: each the row's own part, and a plain value where a tensor has one a row,
-whether its shape says [rows] or [rows, 1].
+whether its shape says [rows] or [rows, 1]. An output may have its data in JSON, or as bytes behind it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pipeline.encode import json_of
 from pipeline.replies import UNREADABLE, misfit, texts
 from pipeline.servers import around, finite, judged, without
 from pipeline.status import SUCCESS
+from pipeline.tensorbytes import values_of
 from pipeline.tensorrows import TensorEncoder
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from schemas.servers import OpenInferenceOptions
 
 PROTOCOL: Final = "open-inference"
+LENGTH: Final = "Inference-Header-Content-Length"
+"""The header that says how long the JSON is, where bytes follow it."""
 
 
 class Tensor(Struct):
@@ -59,13 +62,28 @@ class _Sent(Struct):
     inputs: list[Tensor]
 
 
+class _Parameters(Struct):
+    binary_data_size: int | None = None
+
+
+class _Output(Struct):
+    """A tensor of a reply: its `data` are a list, or bytes behind the JSON, as many as its parameters say."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: Raw | UnsetType = UNSET
+    parameters: _Parameters | None = None
+
+
 class _Response(Struct):
-    outputs: list[Tensor]
+    outputs: list[_Output]
 
 
 _REQUEST: Final = Decoder(_Request)
 _RESPONSE: Final = Decoder(_Response)
 _ITEMS: Final = Decoder(list[Raw])
+_TOLD: Final = 20
 
 
 class OpenInference(Adapter):
@@ -73,9 +91,13 @@ class OpenInference(Adapter):
 
     def __init__(self, options: OpenInferenceOptions) -> None:
         self._options = options
-        outputs = {"outputs": [{"name": name} for name in options.outputs]} if options.outputs else {}
-        parameters = {"parameters": options.parameters} if options.parameters else {}
-        self.envelope = around("inputs", {**parameters, **outputs})
+        self.envelope = around("inputs", self._beside())
+
+    def _beside(self) -> dict[str, Any]:
+        """Return what a request says beside its tensors."""
+        outputs = {"outputs": [{"name": name} for name in self._options.outputs]} if self._options.outputs else {}
+        parameters = {"parameters": self._options.parameters} if self._options.parameters else {}
+        return {**parameters, **outputs}
 
     def address(self, url: str) -> str:
         """Return the URL to call."""
@@ -104,8 +126,8 @@ class OpenInference(Adapter):
         if status not in SUCCESS:
             return judged(PROTOCOL, status, headers, body)
         try:
-            outputs = _RESPONSE.decode(finite(body)).outputs
-            parts = [(json_of(one.name), list(_parts(one, rows))) for one in outputs]
+            told, content = _parted(headers, body)
+            parts = _parts(_RESPONSE.decode(finite(told)).outputs, content, rows)
         except UNREADABLE as error:
             return _unread(status, body, error)
         except ValueError as error:
@@ -127,21 +149,66 @@ def _joined(same: Sequence[Tensor]) -> Tensor:
     return Tensor(first.name, [len(same), *first.shape[1:]], first.datatype, Raw(b"[" + data + b"]"))
 
 
-def _parts(tensor: Tensor, rows: int) -> Iterator[bytes]:
-    """Yield each row's part of an output. Raises ValueError where it has not one for each."""
-    shape = tensor.shape
+def _parted(headers: Mapping[str, str], body: bytes) -> tuple[bytes, memoryview]:
+    """Return a reply's JSON, and the bytes behind it. Raises ValueError where the header cannot be right."""
+    told = headers.get(LENGTH, str(len(body)))
+    if not told.isdecimal() or int(told) > len(body):
+        raise ValueError(f"{LENGTH} is {told[:_TOLD]!r}, and the reply has {len(body)} bytes")
+    return body[: int(told)], memoryview(body)[int(told) :]
+
+
+def _parts(outputs: Sequence[_Output], content: memoryview, rows: int) -> list[tuple[bytes, list[bytes]]]:
+    """Return of each output its name, and each row's part. Raises ValueError where it has not one for each."""
+    parts = []
+    for one in outputs:
+        size = one.parameters.binary_data_size if one.parameters else None
+        if size is None:
+            parts.append((json_of(one.name), list(_in_json(one, rows))))
+            continue
+        if not 0 <= size <= len(content):
+            raise ValueError(f"output {one.name!r} has {size} bytes, and {len(content)} came back")
+        parts.append((json_of(one.name), _in_bytes(one, content[:size], rows)))
+        content = content[size:]
+    if content:
+        raise ValueError(f"{len(content)} bytes came back behind the last output")
+    return parts
+
+
+def _inner(output: _Output, rows: int) -> tuple[list[int], int]:
+    """Return the shape of a row's part, and how many values it has."""
+    shape = output.shape
     if not shape or shape[0] != rows or min(shape) < 0:
-        raise ValueError(f"{rows} rows were sent, and output {tensor.name!r} came back with shape {shape}")
-    inner, each = ([] if shape[1:] == [1] else shape[1:]), prod(shape[1:])
-    flat = _leaves(tensor, rows)
-    if len(flat) != rows * each:
-        raise ValueError(f"output {tensor.name!r} has shape {shape}, and {len(flat)} values")
+        raise ValueError(f"{rows} rows were sent, and output {output.name!r} came back with shape {shape}")
+    return ([] if shape[1:] == [1] else shape[1:]), prod(shape[1:])
+
+
+def _counted(output: _Output, values: int, expected: int) -> None:
+    if values != expected:
+        raise ValueError(f"output {output.name!r} has shape {output.shape}, and {values} values")
+
+
+def _in_bytes(output: _Output, content: memoryview, rows: int) -> list[bytes]:
+    inner, each = _inner(output, rows)
+    try:
+        values = values_of(output.datatype, content)
+    except ValueError as error:
+        raise ValueError(f"output {output.name!r}: {error}") from None
+    _counted(output, len(values), rows * each)
+    return [json_of(part) for part in values.reshape(rows, *inner).tolist()]
+
+
+def _in_json(output: _Output, rows: int) -> Iterator[bytes]:
+    inner, each = _inner(output, rows)
+    flat = _leaves(output, rows)
+    _counted(output, len(flat), rows * each)
     for row in range(rows):
         yield _nested(flat[row * each : (row + 1) * each], inner)
 
 
-def _leaves(tensor: Tensor, rows: int) -> list[bytes]:
+def _leaves(tensor: _Output, rows: int) -> list[bytes]:
     """Return a tensor's values, flat, as they may be, or nested. Raises ValueError where it is neither, or ragged."""
+    if tensor.data is UNSET:
+        raise ValueError(f"output {tensor.name!r} came back without data")
     items = list(map(bytes, _ITEMS.decode(tensor.data)))
     if bytes(tensor.data).count(b"[") == 1 or not any(map(_is_list, items)):
         return items

@@ -17,7 +17,7 @@ from pipeline.jsonrows import JsonRows
 from schemas.tables import Attempt, DeadLetter, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pipeline.converse import Dead, Scored
     from pipeline.encode import Int64s, RowEncoder
@@ -133,11 +133,15 @@ def result_table(parts: Sequence[Part], source: Source, schema: pa.Schema) -> pa
 
 
 class Letters:
-    """Writes dead letters about the rows of one source; `keep` encodes the kept columns."""
+    """Writes dead letters about the rows of one source.
 
-    def __init__(self, source: Source, keep: RowEncoder) -> None:
+    `keep` encodes the kept columns, `shown` makes what a reader sees of a row that was sent.
+    """
+
+    def __init__(self, source: Source, keep: RowEncoder, shown: Callable[[bytes], bytes]) -> None:
         self._source = source
         self._keep = keep
+        self._shown = shown
 
     def refused(self, chunk: Chunk) -> Iterator[DeadLetter]:
         """Yield those of a chunk's rows that were not sent at all."""
@@ -190,7 +194,7 @@ class Letters:
                 code=code,
                 message=message,
                 history=history,
-                row=_row(chunk.line(position) if uri is None else b"", uri),
+                row=_row(self._shown(chunk.line(position)) if uri is None else b"", uri),
                 keep=self._kept(chunk.keep.slice(position, 1)),
             )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import jmespath
 
 from pipeline.adapter import Adapter
+from pipeline.binaryinference import BinaryInference
 from pipeline.errors import JobError
 from pipeline.foreign import Foreign
 from pipeline.mindspore import MindSpore
@@ -37,7 +38,7 @@ ADAPTERS: Final[Mapping[str, Callable[[Any, str], Adapter]]] = {
     "file": Multipart,
     "json": lambda options, _: Template(options),
     "mindspore": lambda options, _: MindSpore(options),
-    "open-inference": lambda options, _: OpenInference(options),
+    "open-inference": lambda options, _: (BinaryInference if options.binary else OpenInference)(options),
     "openai-chat": lambda options, _: Chat(options),
     "openai-embeddings": lambda options, _: Embeddings(options),
     **{name: partial(_row_lists, name) for name in DIALECTS},

@@ -164,6 +164,7 @@ class Scorer:
             form=self.job.output.format,
             prediction=self._prediction,
             promised=self._promised,
+            shown=self._adapter.shown,
         )
 
     def _wrote(self, receipt: Receipt) -> None:

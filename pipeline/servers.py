@@ -57,6 +57,12 @@ Frameworks tell of shapes by a RuntimeError; of a machine that has failed, or is
 _LOADING: Final = Sign(400, r"^Model .* is not ready yet\.$", Action.SLOWER)
 """MLServer's word for a model that it is loading; no row is the reason."""
 
+_NO_TEXT: Final = Sign(500, r"^Failed to encode .* using UTF-8", Action.REJECT)
+"""KServe's word for BYTES that came as bytes: it makes text of them before the model sees them."""
+
+_NO_BYTES: Final = Sign(422, r"^body: Input should be a valid dictionary", Action.STOP, "service.options.binary")
+"""FastAPI's word for a body that is not JSON, as from MLServer, which lacks the binary extension over HTTP."""
+
 _INPUTS: Final = "input.send or input.rename"
 _CREDIT: Final = "the account's credit or service.auth"
 _NAMED: Final = Sign(404, "", Action.STOP, "service.url or service.options.model")
@@ -64,7 +70,7 @@ _VERSIONED: Final = Sign(404, "", Action.STOP, "service.url, or model or version
 
 SIGNS: Final[Mapping[str, tuple[Sign, ...]]] = {
     "kserve": (*_VALUES, _NAMED),
-    "open-inference": (*_VALUES, _LOADING, _VERSIONED),
+    "open-inference": (*_VALUES, _LOADING, _NO_TEXT, _NO_BYTES, _VERSIONED),
     "tensorflow": (
         _VERSIONED,
         Sign(400, r"keys must be equal to: [^\"{}]*$", Action.STOP, _INPUTS),  # all rows have the same

@@ -1,7 +1,8 @@
 """Rows as the tensors of the Open Inference Protocol: a column's datatype and shape, and each row's values, flat.
 
 In JSON the protocol has no null, no NaN, no FP16, and no bytes but text: a value that is none of its datatypes is
-refused, or its column is.
+refused, or its column is. Its binary extension lacks null alone: rows are packed as JSON that has a tensor's bytes as
+base64, beside how many they are.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ _DATATYPES: Final[Mapping[pa.DataType, str]] = {
     pa.uint16(): "UINT16",
     pa.uint32(): "UINT32",
     pa.uint64(): "UINT64",
+    pa.float16(): "FP16",
     pa.float32(): "FP32",
     pa.float64(): "FP64",
 }
 _MIXED: Final = "FP64"
+_BINARY: Final = "set service.options.binary: true"
 _LARGE: Final = ("INT64", "UINT64")
 _NUMBERS: Final = ("INT", "UINT", "FP")
 
@@ -50,10 +53,23 @@ class _Column(NamedTuple):
 
 
 class TensorEncoder:
-    """Encodes rows, each as the tensors of a request of its own. Raises JobError for columns that cannot be sent so."""
+    """Encodes rows, each as the tensors of a request of its own. Raises JobError for columns that cannot be sent so.
 
-    def __init__(self, schema: pa.Schema, send: Sequence[str], rename: Mapping[str, str], tensor: str | None) -> None:
-        self._columns = [_column(schema.field(name)) for name in send]
+    All columns are one tensor of the name `tensor`, if that is given; `binary` allows what is no value in JSON.
+    """
+
+    def __init__(
+        self,
+        schema: pa.Schema,
+        send: Sequence[str],
+        rename: Mapping[str, str],
+        tensor: str | None,
+        *,
+        binary: bool = False,
+    ) -> None:
+        if not send:
+            raise JobError("input.send: every column is in input.keep, and a request has a tensor; name one at least")
+        self._columns = [_column(schema.field(name), binary=binary) for name in send]
         if tensor is None:
             heads = zip(wire_names(send, rename), self._columns, strict=True)
             self._heads = [_head(name, one.datatype, one.shape) for name, one in heads]
@@ -65,9 +81,12 @@ class TensorEncoder:
 
     def encode(self, batch: pa.RecordBatch, row_uuids: pa.Array[Any] | None = None) -> Encoded:  # noqa: ARG002
         """Encode all rows of the batch, in order."""
+        return encoded_lines(self._listed(batch))
+
+    def _listed(self, batch: pa.RecordBatch) -> Converted:
         values = [_whole(column, batch) for column in self._columns]
         paths = [column.name for column in self._columns]
-        return encoded_lines(rows_of(self._together if self._one else self._each, paths, values, batch.num_rows))
+        return rows_of(self._together if self._one else self._each, paths, values, batch.num_rows)
 
     def _each(self, *values: list[Any]) -> list[dict[str, Any]]:
         return [{**head, "data": value} for head, value in zip(self._heads, values, strict=True)]
@@ -80,10 +99,10 @@ def _head(name: str, datatype: str, shape: Sequence[int]) -> dict[str, Any]:
     return {"name": name, "shape": [1, *shape], "datatype": datatype}
 
 
-def _column(field: pa.Field[Any]) -> _Column:
+def _column(field: pa.Field[Any], *, binary: bool) -> _Column:
     shape, kind = _shape(field.type)
-    datatype = "BYTES" if is_text(kind) else _DATATYPES.get(kind)
-    if datatype is None:
+    datatype = "BYTES" if is_text(kind) or (binary and is_bytes(kind)) else _DATATYPES.get(kind)
+    if datatype is None or (datatype == "FP16" and not binary):
         raise JobError(f"input.send: column {field.name!r} has type {field.type}{_mend(kind)}")
     return _Column(field.name, datatype, shape, column_form(field, "input.send", reject_nan=False))
 
@@ -105,9 +124,9 @@ def _mend(kind: Any) -> str:
     if types.is_list(kind) or types.is_large_list(kind):
         return ", and a tensor's rows have one shape; give its length in input.columns: fixed_size_list<...>[N]"
     if types.is_float16(kind):
-        return ", and the protocol has no FP16 in JSON; cast it in input.columns to float"
+        return f", and the protocol has no FP16 in JSON; {_BINARY}, or cast it in input.columns to float"
     if is_bytes(kind):
-        return ", and in JSON the protocol's BYTES are text; cast it in input.columns to string, or leave it out"
+        return f", and in JSON the protocol's BYTES are text; {_BINARY}, or cast it in input.columns to string"
     return "; allowed in a tensor: numbers, bool, text, and lists of them of a fixed size"
 
 

@@ -47,8 +47,8 @@ class RangeWriter:
     An object is closed, and its receipt written, about every OBJECT_SECONDS or OBJECT_BYTES and at the end; what is
     not closed when the process dies is scored again. `form` is that of the results, `prediction` the fields that are
     declared; an answer that does not fit them, or has none of those `promised`, makes its row a dead letter; a field
-    that no answer has is told once a run. `scored` and `dead` count the rows added so far. Not thread-safe: one split
-    has one writer.
+    that no answer has is told once a run. `shown` makes what dead letters show of a row that was sent. `scored` and
+    `dead` count the rows added so far. Not thread-safe: one split has one writer.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class RangeWriter:
         form: str = "parquet",
         prediction: Mapping[str, pa.DataType] = {},
         promised: Collection[str] = (),
+        shown: Callable[[bytes], bytes] = bytes,
     ) -> None:
         self.scored = self.dead = 0
         self._store = store
@@ -72,7 +73,8 @@ class RangeWriter:
         self._schema = result_schema(kept, prediction)
         self._fields = fields_of(prediction, promised) if prediction else None
         self._missing = set(prediction)
-        self._letters = Letters(work.source, RowEncoder(kept, kept.names, rename={}, key="input.keep"))
+        keep = RowEncoder(kept, kept.names, rename={}, key="input.keep")
+        self._letters = Letters(work.source, keep, shown)
         self._run = run
         self._clock = clock
         self._now = now

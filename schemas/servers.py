@@ -111,6 +111,9 @@ class OpenInferenceOptions(VersionedOptions):
         Annotated[dict[str, Any], BeforeValidator(_parameters), _OBJECT],
         marked("answers", "Parameters of the request, such as content_type: pd for columns of a table."),
     ] = Field(default_factory=dict)
+    binary: Annotated[
+        Flag, marked("answers", "Whether tensors travel as bytes, by the binary extension: FP16, bytes, NaN, less CPU.")
+    ] = False
 
 
 class TorchServeOptions(VersionedOptions, RowsOptions):

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import kserving
 import mlserving
 import pytest
+import tritonserving
 from hypothesis import HealthCheck, settings
 
 from pipeline import tokens
@@ -80,7 +81,7 @@ def sandbox():
 @pytest.fixture(scope="session")
 def model_server(tmp_path_factory):
     """Return real model servers by name, each started for whoever asks first."""
-    running = {"kserve": kserving.running, "mlserver": mlserving.running}
+    running = {"kserve": kserving.running, "mlserver": mlserving.running, "triton": tritonserving.running}
     with ExitStack() as stack:
         there = {}
 

@@ -67,11 +67,14 @@ SERVER = """
         def predict(self, payload, headers=None, response_headers=None):
             if isinstance(payload, dict):
                 return {"predictions": payload["instances"]}
-            outputs = []
-            for one in payload.inputs:
-                outputs.append(InferOutput(name=one.name, shape=one.shape, datatype=one.datatype))
-                outputs[-1].set_data_from_numpy(one.as_numpy(), binary_data=False)
-            return InferResponse(generate_uuid(), self.name, outputs)
+            asked = {
+                "use_binary_outputs": payload.use_binary_outputs, "requested_outputs": payload.request_outputs or None
+            }
+            outputs = [
+                InferOutput(name=one.name, shape=one.shape, datatype=one.datatype, data=one.as_numpy())
+                for one in payload.inputs
+            ]
+            return InferResponse(generate_uuid(), self.name, outputs, **asked)
 
 
     def on_loopback(self, *words, made=RESTServer.__init__, **keys):
@@ -135,9 +138,9 @@ def running(folder, *, port=None):
 
 
 @contextmanager
-def started(line, folder, port, ready):
+def started(line, folder, port, ready, **environment):
     """Start a process that serves on a port, and wait until it answers at the path `ready`; it ends with the block."""
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    environment = {**os.environ, "PYTHONPATH": str(folder), **environment}
     with (
         (folder / "server.log").open("w") as log,
         subprocess.Popen(line, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True) as process,

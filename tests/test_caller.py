@@ -228,6 +228,26 @@ def test_every_chunk_gets_its_own_answer_in_order():
         assert answers(outcomes(caller, chunks(100))) == list(range(100))
 
 
+class Measured(ModelArts):
+    """An adapter that says how long each body is."""
+
+    def headers(self, body):
+        return {"X-Length": str(len(body))}
+
+
+def test_what_an_adapter_says_of_a_body_is_sent_and_signed_with_it():
+    """In the place of the job's own header of that name, however it is written."""
+    wire, auth, seen = Wire(), Auth(), []
+    auth.headers = lambda request: (seen.append(request), {})[1] if request else {}
+    with calling(wire, adapter=Measured(ModelArtsOptions()), auth=auth, headers={"x-length": "1"}) as caller:
+        outcomes(caller, chunks(3))
+    assert len(wire.sent) == 3
+    for (body, headers, _), request in zip(wire.sent, seen, strict=True):
+        own = {"Content-Type": "application/json", "X-Length": str(len(body))}
+        assert request.headers == own
+        assert {name: value for name, value in headers.items() if name.lower() in {"content-type", "x-length"}} == own
+
+
 def test_a_request_has_its_headers_and_its_deadline():
     """Type, own headers, credentials, trace; the deadline is a little behind the service's."""
     wire = Wire()

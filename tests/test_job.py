@@ -716,7 +716,10 @@ def test_the_marks_are_those_of_the_contract():
         *(f"service.options.{key}" for key in ("wrapper", "meta", "field", "form", "part_type", "content")),
         *(f"service.options.{key}" for key in ("body", "answer", "method", "events")),
         *(f"service.options.{key}" for key in ("model", "version", "label", "signature", "rows", "key", "params")),
-        *(f"service.options.{key}" for key in ("messages", "input", "parameters", "tensor", "outputs", "types")),
+        *(
+            f"service.options.{key}"
+            for key in ("messages", "input", "parameters", "tensor", "outputs", "binary", "types")
+        ),
         "output.format",
         "output.prediction",
     }

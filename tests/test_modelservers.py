@@ -18,7 +18,13 @@ pytestmark = pytest.mark.timeout(900)  # the first one may install a server
 SERVING = {"kserve": kserving, "mlserver": mlserving}
 LISTS = {"protocol": "kserve", "options": {"model": "iris", "rows": "lists"}}
 TENSOR = {"protocol": "open-inference", "options": {"model": "iris", "tensor": "input-0"}}
-WAYS = {"kserve, V1": ("kserve", LISTS), "kserve, V2": ("kserve", TENSOR), "mlserver, V2": ("mlserver", TENSOR)}
+BYTES = {**TENSOR, "options": {**TENSOR["options"], "binary": True}}
+WAYS = {
+    "kserve, V1": ("kserve", LISTS),
+    "kserve, V2": ("kserve", TENSOR),
+    "kserve, V2 as bytes": ("kserve", BYTES),
+    "mlserver, V2": ("mlserver", TENSOR),
+}
 
 
 @pytest.fixture(params=list(WAYS))
@@ -123,6 +129,8 @@ REFUSALS = [
         SEND,
         "Unexpected inference output 'no'",
     ),
+    ("kserve", BYTES, SEND[:3], "the first 3 rows: 500 ValueError"),
+    ("mlserver", BYTES, SEND, "UnicodeDecodeError"),  # it has no such extension over HTTP
     ("mlserver", {**TENSOR, "options": {"model": "nope"}}, SEND, "Model nope not found"),
     ("mlserver", {**TENSOR, "options": {"model": "iris", "version": "9"}}, SEND, "Model iris with version 9 not found"),
     ("mlserver", TENSOR, SEND[:3], "ValueError: X has 3 features"),

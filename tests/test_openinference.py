@@ -12,6 +12,7 @@ from pipeline.errors import JobError
 from pipeline.ids import row_namer
 from pipeline.openinference import OpenInference
 from pipeline.pack import Block, Limits, pack
+from pipeline.protocols import ADAPTERS
 from pipeline.status import Action, Fault
 from schemas.job import Input
 from schemas.options import OpenInferenceOptions
@@ -106,9 +107,9 @@ def test_a_column_has_the_datatype_and_the_shape_of_its_type(column, datatype, s
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (pa.float16(), "no FP16 in JSON; cast it in input.columns to float"),
+        (pa.float16(), "no FP16 in JSON; set service.options.binary: true, or cast it"),
         (pa.list_(pa.float32()), "a tensor's rows have one shape"),
-        (pa.binary(), "in JSON the protocol's BYTES are text; cast it in input.columns to string"),
+        (pa.binary(), "in JSON the protocol's BYTES are text; set service.options.binary: true, or cast it"),
         (pa.timestamp("s"), "allowed in a tensor"),
         (pa.decimal128(5), "allowed in a tensor"),
         (pa.struct({"a": pa.int8()}), "allowed in a tensor"),
@@ -118,6 +119,14 @@ def test_what_no_tensor_holds_is_refused_for_the_column(kind, said):
     """Before anything is sent, and with the mend."""
     with pytest.raises(JobError, match=said):
         adapter().encoder(Input(path="in"), pa.schema({"x": kind}), ["x"])
+
+
+@pytest.mark.parametrize("options", [{}, {"tensor": "t"}, {"binary": True}])
+def test_a_request_without_a_tensor_is_refused(options):
+    """Where all columns are kept, none is left to be sent."""
+    made = ADAPTERS["open-inference"](OpenInferenceOptions(model="m", **options), "")
+    with pytest.raises(JobError, match=r"input\.send: every column is in input\.keep"):
+        made.encoder(Input(path="in"), pa.schema({"x": pa.int8()}), [])
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,15 @@ BROKEN = {
     ),
     "wire ends the process": ("def wire(self, body): raise SystemExit(3)", "failed in wire (SystemExit: 3, "),
     "wire gives text": ("def wire(self, body): return 'x'", "gives 'x' in wire; allowed: bytes"),
+    "headers that fail": ("def headers(self, body): return body.nothing", "failed in headers (AttributeError: "),
+    "a header that is a number": (
+        "def headers(self, body): return {'X-Length': 3}",
+        "gives {'X-Length': 3} in headers; allowed: a mapping of headers' names to ASCII text on one line",
+    ),
+    "a header of two lines": (
+        "def headers(self, body): return {'X-Length': '3\\n'}",
+        "gives {'X-Length': '3\\n'} in",
+    ),
     "frame gives one value": ("def frame(self, uuid): return b'['", "gives b'[' in frame; allowed: two bytes objects"),
     "frame fails": ("def frame(self, uuid): return self.nothing", "failed in frame (AttributeError: "),
     "an envelope of text": ("envelope = ('[', ']')", "gives ('[', ']') in envelope"),
@@ -381,6 +390,30 @@ def test_an_error_in_a_packages_adapter_is_told_in_a_line(tmp_path, use, case, w
     assert line.startswith("ERROR ")
     assert f"service.protocol: 'csv' is given by gives_broken, whose adapter {why}" in line
     assert line.endswith("; mend or uninstall it")
+
+
+def test_a_package_may_send_headers_with_each_body_and_show_rows_as_it_likes(tmp_path, use):
+    """In dead letters of rows that were sent; what is no bytes ends the run in its line."""
+    refusing = "def answers(self, body): return [Fault(Action.REJECT, 200, None, 'no') if one == 9 else one "
+    refusing += "for one in msgspec.json.decode(body)]\n    "
+    headers = "def headers(self, body): return {'x-length': str(len(body))}\n    "
+    for name, shown in {"sound": "b'{\"seen\": true}'", "broken": "'x'"}.items():
+        folder = tmp_path / name
+        site = broken(folder / "site", f"{refusing}{headers}def shown(self, row): return {shown}")
+        source = site / "gives_broken.py"
+        source.write_text("import msgspec\nfrom pipeline.adapter import Action, Fault\n" + source.read_text())
+        flowers(folder, 20, {3: 9.0})
+        use(site)
+        with recording(answering) as service:
+            path = job(folder, service.url, service__options={}, service__headers={"X-Length": "1"}, errors__allow=1)
+            done = jobs.command("run", path, "-q")
+        assert all(call.headers["x-length"] == str(len(call.body)) for call in service.calls)
+        if name == "sound":
+            assert done.code == 0, done.err
+            assert [letter["row"] for letter in jobs.letters(folder / "out")] == [{"seen": True}]
+        else:
+            assert done.code == 2
+            assert "gives 'x' in shown; allowed: bytes" in done.err
 
 
 def test_the_mended_package_goes_on_where_the_broken_one_ended(tmp_path, use):

