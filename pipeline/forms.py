@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv as plain_csv
 import io
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 import msgspec
@@ -81,14 +82,29 @@ def places(name: str, file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
         raise Unreadable(f"it cannot be read as {suffix}: {str(error).partition(chr(10))[0]}") from None
 
 
-def _parquet(draft: Draft, schema: pa.Schema) -> Writer:
-    sink, repeated = cast("Any", draft), cast("Any", _REPEATED)
+class _Parquet:
+    def __init__(self, draft: Draft, schema: pa.Schema) -> None:
+        sink, repeated = cast("Any", draft), cast("Any", _REPEATED)
+        with _held("column"):
+            self._writer = pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=repeated)
+
+    def write_table(self, table: pa.Table) -> None:
+        with _held("value"):
+            self._writer.write_table(table)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@contextmanager
+def _held(what: str) -> Iterator[None]:
+    """Tell what Parquet does not hold of what Arrow does: a column's type, or times that it has no room for."""
     try:
-        return pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=repeated)
-    except pa.ArrowNotImplementedError as error:
+        yield
+    except pa.ArrowException as error:
         raise JobError(
-            f"output.format: parquet cannot hold a column of the results: {str(error).partition(chr(10))[0]}; "
-            "leave it out of input.keep or output.prediction, or write jsonl or csv"
+            f"output.format: parquet cannot hold a {what} of the results: {str(error).partition(chr(10))[0]}; "
+            "leave its column out of input.keep or output.prediction, or write jsonl or csv"
         ) from None
 
 
@@ -218,11 +234,13 @@ def pieces(file: Any, whole: Callable[[bytes], int]) -> Iterator[bytes]:
 
 def _batches(table: pa.Table) -> list[pa.RecordBatch]:
     """Cut a table small, for its values become Python objects; the chunks it has are requests, smaller yet."""
-    return table.combine_chunks().to_batches(max_chunksize=_ROWS)
+    with suppress(pa.ArrowNotImplementedError):  # of dictionaries of lists
+        table = table.combine_chunks()
+    return table.to_batches(max_chunksize=_ROWS)
 
 
 FORMS: Final[Mapping[str, Form]] = {
-    "parquet": Form(_parquet, _parquet_places),
+    "parquet": Form(_Parquet, _parquet_places),
     "jsonl": Form(_JsonLines, _jsonl_places),
     "csv": Form(_Csv, _csv_places),
 }

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
@@ -16,7 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import ipc
+from service import recording
 
+import jobs
 from pipeline import forms
 from pipeline.encode import RowEncoder
 from pipeline.errors import JobError
@@ -215,3 +219,32 @@ def test_a_kept_column_that_parquet_lacks_is_told_before_the_first_request():
     ) as told:
         check_form("parquet", schema)
     assert "\n" not in str(told.value)
+
+
+def test_a_kept_value_that_parquet_lacks_ends_the_run_in_one_line(tmp_path):
+    """Parquet has no seconds, and milliseconds have no room for all of them; what was scored before is kept."""
+    late = pa.array([0, 9_223_372_036_854_776], pa.timestamp("s"))
+    table = jobs.flowers(2).append_column("late", late)
+    (tmp_path / "in").mkdir()
+    with pa.OSFile(str(tmp_path / "in" / "a.arrow"), "wb") as file, ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    with recording() as service:
+        given = {"path": "in/*.arrow", "send": jobs.SEND, "keep": ["late"]}
+        job = jobs.job_file(tmp_path, service.url, input=given, service={"url": service.url, "auth": {"type": "none"}})
+        told = jobs.call("run", job, "-q")
+    assert told.code == 2
+    assert re.search(
+        r"^ERROR output\.format: parquet cannot hold a value of the results: .*timestamp", told.err, re.MULTILINE
+    )
+    assert "Traceback" not in told.err
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])  # Parquet has no such column
+def test_dictionaries_of_lists_are_written_whatever_each_piece_has(form):
+    """Arrow does not join pieces that have such dictionaries of their own."""
+
+    def piece(number):
+        lists = pa.array([[number]], pa.list_(pa.int64()))
+        return table_of({"x": pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), lists)})
+
+    assert read(form, written(form, pa.concat_tables([piece(1), piece(2)]))).num_rows == 2
