@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pipeline.errors import JobError, Refused, StorageFailed
 from pipeline.replies import Partly, misfit
 from pipeline.retry import Patience, retry_after
-from pipeline.status import Action, Fault
+from pipeline.status import SUCCESS, Action, Fault
 from schemas.tables import Attempt, Kind
 
 if TYPE_CHECKING:
@@ -370,7 +370,8 @@ def _repeats(action: Action, history: list[Attempt], suspected: Action | None) -
 
 def of_content(fault: Fault) -> bool:
     """Whether the model itself answered, and not the gateway, the dispatcher or nobody."""
-    crashed = (fault.status or 0) >= 500 if fault.by == "model" else fault.by is None and fault.status == 500  # noqa: PLR2004
+    status = fault.status or 0
+    crashed = status >= 500 or status in SUCCESS if fault.by == "model" else fault.by is None and status == 500  # noqa: PLR2004
     return fault.action is Action.MISFIT or (fault.action is Action.RETRY and crashed)
 
 

@@ -495,7 +495,10 @@ def test_after_an_outage_a_request_has_its_whole_budget_again():
 
 @pytest.mark.parametrize(
     ("fault", "kind"),
-    [(CRASHED, "exhausted"), (MISFIT, "mismatch"), ((502, {}, {"Server": "ModelArts"}), "exhausted")],
+    [
+        *((CRASHED, "exhausted"), (MISFIT, "mismatch"), ((502, {}, {"Server": "ModelArts"}), "exhausted")),
+        ((200, {"erno": "MR.9999", "msg": "a code of its own"}), "exhausted"),
+    ],
 )
 def test_a_lone_request_that_the_model_fails_follows_retry(fault, kind):
     """There is no other conversation to compare with, and it was the model that answered."""
