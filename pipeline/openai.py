@@ -1,9 +1,7 @@
-"""OpenAI's protocols: chat completions, one row a request, and embeddings, many rows a request.
+"""OpenAI's protocols: what chat completions have in common with embeddings, many rows a request, which are here.
 
-A chat's answer is `{"content", "finish_reason", "usage"}`, with `tool_calls` and `refusal` where the reply has them; a
-stream of chunks is put together to the same. An embedding's answer is `{"embedding": [...]}`: replies are put in the
-rows' order by `index`, and base64 (of little-endian float32: half the bytes) is asked for, unless `parameters` say
-otherwise.
+An embedding's answer is `{"embedding": [...]}`: replies are put in the rows' order by `index`, and base64 (of
+little-endian float32: half the bytes) is asked for, unless `parameters` say otherwise.
 """
 
 from __future__ import annotations
@@ -39,10 +37,8 @@ if TYPE_CHECKING:
     from schemas.servers import ChatOptions, EmbeddingsOptions
 
 MOST_INPUTS: Final = 2048
-_FAMILY: Final = "openai"
+FAMILY: Final = "openai"
 _TOLD: Final = 300
-_ERROR: Final = "error"
-_FAILED: Final = range(400, 600)
 
 
 class _FullEncoder(TemplateEncoder):
@@ -83,7 +79,7 @@ def _is_null(value: object) -> bool:
     return None in value or (isinstance(value[0], float | list) and any(map(_is_null, value)))
 
 
-class _Templated(Adapter):
+class Templated(Adapter):
     """What both have in common: a template says what is sent of a row, under one key."""
 
     most_rows = 1
@@ -126,12 +122,12 @@ class _Templated(Adapter):
     ) -> pa.Array[Any] | Fault:
         """Return the rows' answers as JSON texts, in order, or why this reply is none."""
         if status not in SUCCESS:
-            return judged(_FAMILY, status, headers, body)
+            return judged(FAMILY, status, headers, body)
         try:
             return self._answers(status, finite(body), rows)
         except UNREADABLE as error:
             if body.lstrip()[:1] == b"{" and b'"error"' in body:
-                return without(_FAMILY, status, body, self.found_under)
+                return without(FAMILY, status, body, self.found_under)
             return misfit(status, f"the reply cannot be read: {error}")
         except Exception as error:  # noqa: BLE001 - what it was not written for is never an answer
             told = " ".join(f"{type(error).__name__}: {error}".split())[:_TOLD]
@@ -157,7 +153,7 @@ _IN_NUMBERS: Final = b"0123456789+-.eE, \t\r\n"
 """What a list of numbers consists of; any other value has other bytes in it."""
 
 
-class Embeddings(_Templated):
+class Embeddings(Templated):
     """Frames rows as one request for their embeddings."""
 
     protocol = "openai-embeddings"
@@ -229,142 +225,3 @@ def _vector(found: bytes) -> bytes:
     if not numbers.size or not np.isfinite(numbers).all():
         raise ValueError("it is empty, or has NaN or infinities")
     return json_of(_FLOATS(pa.array(numbers.astype(np.float32))).values)
-
-
-class _Choice(Struct):
-    message: dict[str, Any] | None = None
-    delta: dict[str, Any] | None = None
-    finish_reason: Any = None
-    index: int = 0
-    error: Any = None
-
-
-class _Completion(Struct):
-    choices: list[_Choice]
-    usage: Any = None
-    error: Any = None
-
-
-class _Chunk(Struct):
-    choices: list[_Choice] = []
-    usage: Any = None
-    error: Any = None
-
-
-_COMPLETION: Final = Decoder(_Completion)
-_CHUNKS: Final = Decoder(list[_Chunk])
-
-
-class Chat(_Templated):
-    """Frames a row as a request for a chat completion."""
-
-    protocol = "openai-chat"
-    key = "messages"
-    found_under = "choices"
-
-    def __init__(self, options: ChatOptions) -> None:
-        self._streamed = options.stream
-        super().__init__(options)
-
-    def _beside(self) -> dict[str, Any]:
-        streamed = {"stream": True, "stream_options": {"include_usage": True}} if self._streamed else {}
-        return {**super()._beside(), **streamed}
-
-    def _answers(self, status: int, body: bytes, rows: int) -> pa.Array[Any] | Fault:
-        streamed = body.lstrip()[:1] == b"["
-        whole = _joined(_CHUNKS.decode(body)) if streamed else _COMPLETION.decode(body)
-        fault = _broken_off(whole) or counted(status, whole.choices, rows)
-        if fault:
-            return fault
-        [choice] = whole.choices
-        if streamed and choice.finish_reason is None:
-            return misfit(status, "the stream has ended without a finish_reason")
-        if choice.message is None:
-            return misfit(status, f"the reply's choice has no {'delta' if streamed else 'message'!r}")
-        return texts(status, [json_of(_answer(choice.message, choice.finish_reason, whole.usage))])
-
-
-def _broken_off(whole: _Completion) -> Fault | None:
-    """Return the fault of a model that failed behind a success: its error means what it would mean as a status.
-
-    Without a number of its own it is a crash, as of a 500.
-    """
-    ended = any(choice.finish_reason == _ERROR for choice in whole.choices)
-    errors = (*(choice.error for choice in whole.choices), whole.error, ended and f"it ended as {_ERROR!r}")
-    error = next(filter(None, errors), None)
-    if not error:
-        return None
-    code = error.get("code") if isinstance(error, dict) else None
-    status = code if type(code) is int and code in _FAILED else 500
-    fault = judged(_FAMILY, status, {}, json_of({"error": error}))
-    return fault._replace(message=f"the model failed behind a success: {fault.message}")
-
-
-def _answer(message: Mapping[str, Any], finish_reason: object, usage: object) -> dict[str, Any]:
-    said = {name: value for name, value in message.items() if name != "role" and value is not None}
-    calls = said.get("tool_calls")
-    if isinstance(calls, list) and all(isinstance(call, dict) for call in calls):
-        said["tool_calls"] = _ordered(calls)
-    return {"content": None, **said, "finish_reason": finish_reason, "usage": usage}
-
-
-def _ordered(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return calls in the order of `index`, which then says no more; those without one come last, as they came."""
-    indices = [_index(call) for call in calls]
-    order = sorted(range(len(calls)), key=lambda at: (indices[at] is None, indices[at] or 0))
-    return [{name: value for name, value in calls[at].items() if name != "index"} for at in order]
-
-
-def _joined(chunks: Sequence[_Chunk]) -> _Completion:
-    """Put the chunks of a stream together: texts in order, tool calls by their index, the last usage, any error."""
-    whole: dict[int, _Choice] = {}
-    usage = error = None
-    for chunk in chunks:
-        usage = chunk.usage if chunk.usage is not None else usage
-        error = error or chunk.error
-        for part in chunk.choices:
-            choice = whole.setdefault(part.index, _Choice())
-            if part.delta is not None:
-                choice.message = _merged(choice.message or {}, part.delta)
-            choice.finish_reason = part.finish_reason if part.finish_reason is not None else choice.finish_reason
-            choice.error = choice.error or part.error
-    return _Completion([whole[index] for index in sorted(whole)], usage, error)
-
-
-_NAMES: Final = frozenset({"role", "id", "type", "name"})
-"""What comes whole in each chunk that has it; other texts come in pieces."""
-
-
-def _merged(before: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(before)
-    for name, value in more.items():
-        known = merged.get(name)
-        if isinstance(known, str) and isinstance(value, str) and name not in _NAMES:
-            merged[name] = known + value
-        elif isinstance(known, dict) and isinstance(value, dict):
-            merged[name] = _merged(known, value)
-        elif isinstance(value, list) and name == "tool_calls":
-            merged[name] = _calls(known, value)
-        elif value is not None:
-            merged[name] = value
-    return merged
-
-
-def _calls(known: object, pieces: Sequence[Any]) -> list[Any]:
-    """Add each piece to the call that has its `index`; one that has none, or null, is a call of its own."""
-    calls = list(known) if isinstance(known, list) else []
-    for piece in pieces:
-        if not isinstance(piece, dict):
-            continue
-        index = _index(piece)
-        mine = next((at for at, call in enumerate(calls) if index is not None and _index(call) == index), None)
-        if mine is None:
-            calls.append(piece)
-        else:
-            calls[mine] = _merged(calls[mine], piece)
-    return calls
-
-
-def _index(call: Mapping[str, Any]) -> int | None:
-    index = call.get("index")
-    return index if type(index) is int else None

@@ -9,12 +9,13 @@ import jmespath
 
 from pipeline.adapter import Adapter
 from pipeline.binaryinference import BinaryInference
+from pipeline.chat import Chat
 from pipeline.errors import JobError
 from pipeline.foreign import Foreign
 from pipeline.mindspore import MindSpore
 from pipeline.modelarts import ModelArts
 from pipeline.multipart import Messages, Multipart
-from pipeline.openai import Chat, Embeddings
+from pipeline.openai import Embeddings
 from pipeline.openinference import OpenInference
 from pipeline.pack import MAX_ROWS
 from pipeline.rowlists import DIALECTS, RowLists

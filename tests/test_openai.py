@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
+from pipeline.chat import Chat
 from pipeline.errors import JobError
 from pipeline.events import body_of as stream_body
 from pipeline.events import events_of
 from pipeline.ids import row_namer
-from pipeline.openai import Chat, Embeddings
+from pipeline.openai import Embeddings
 from pipeline.pack import Block, Limits, pack
 from pipeline.status import Action, Fault
 from schemas.job import Input
