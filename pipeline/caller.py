@@ -299,19 +299,21 @@ class Caller:
             )
         trip.uuid, trip.url = chunk.uuid, pick.url
         trip.seconds, trip.rows, trip.size = reply.seconds, len(chunk), len(chunk.body)
+        secrets = (*self._auth.secrets(credentials), *self._secrets)
+        trip.hide = partial(strike, secrets=secrets)
         alone = self._of_its_node(pick, reply)
         self._tell_left_out(pick.url, reply.message if isinstance(reply, NoReply) else f"status {reply.status}")
         if alone:
             trip.late = False  # no sign of how much the service can take: others go on
-            return credentials, without(pick.url, reply, (*self._auth.secrets(credentials), *self._secrets))
+            return credentials, without(pick.url, reply, secrets)
         trip.late = reply.kind == "timeout" if isinstance(reply, NoReply) else reply.status == GATEWAY_TIMEOUT
         if isinstance(reply, NoReply):
             fault = Fault(_BY_MISHAP[reply.kind], None, None, reply.message)
             return credentials, Unanswered(fault, reply.received, reply.seconds, url=pick.url)
         if reply.status in SUCCESS:
             self._seen(len(reply.body), len(chunk))
-        shown = partial(hidden, reply, (*self._auth.secrets(credentials), *self._secrets))
-        return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds, shown, pick.url)
+        shown = partial(hidden, reply, secrets)
+        return credentials, Answered(reply.status, reply.headers, reply.body, reply.seconds, shown, pick.url, trip.hide)
 
     def _wire(self, body: bytes) -> bytes:
         """Return a body as it is sent, one at a time: its parts take several times its bytes, which nobody counts."""
@@ -410,8 +412,9 @@ class Caller:
         self._transport.settle(trip.uuid, fits=True)
         with self._changed:
             self._sizing.answered(trip.rows, trip.size, trip.seconds)
+            self._budget.seen(answers.nbytes, trip.rows)  # a reply of bytes is longer as the text that is held
         self._places.succeeded(trip)
-        if self._start.answered(answers, trip.chunk, trip.source):
+        if self._start.answered(answers, trip.chunk, trip.source, trip.hide):
             self.open()
             self._opened()
 

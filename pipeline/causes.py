@@ -12,7 +12,7 @@ import msgspec
 from pipeline.errors import StorageFailed
 from pipeline.forms import pieces, whole_lines
 from pipeline.storage import storing
-from schemas.values import shown
+from schemas.values import readable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -77,7 +77,7 @@ class Causes:
             return ""
         (cause, count), *_ = self._causes.most_common(1)
         of = f" of the {self.letters} looked at" if self.letters < dead else ""
-        answered = ", ".join(str(one) for one in (cause.status, cause.code) if one is not None)
+        answered = readable(", ".join(str(one) for one in (cause.status, cause.code) if one is not None), _LONGEST)
         what = f"{count}{of} {cause.kind}" + (f" ({answered})" if answered else "")
         alike = next((one for one, _ in self._alike.most_common() if one[0] == cause), None)
         if alike is None:

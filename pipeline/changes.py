@@ -91,7 +91,7 @@ def _same_rows(store: Store, job: Job, planned: Planned) -> None:
 
 def _retyped(old: Mapping[str, Any], job: Job, columns: Mapping[str, str]) -> str | None:
     """Return a kept column that has another type than in the results that are there, if one has."""
-    was, now = ({**columns, **one} for one in (old["input"].get("columns") or {}, job.input.columns))
+    was, now = ({**columns, **one} for one in ((old.get("input") or {}).get("columns") or {}, job.input.columns))
     return next((name for name in job.input.keep if not _same(was.get(name, _TEXT), now.get(name, _TEXT))), None)
 
 

@@ -35,7 +35,7 @@ _SHOWN: Final = 10
 class Answered:
     """What the service said. `headers` are case-insensitive; `shown` gives the same without our secrets.
 
-    `url` is where it was asked, if it has several URLs.
+    `url` is where it was asked, if it has several URLs; `hide` takes our secrets out of what is told of it.
     """
 
     status: int
@@ -44,6 +44,7 @@ class Answered:
     seconds: float
     shown: Callable[[], Answered] | None = None
     url: str | None = None
+    hide: Callable[[bytes], bytes] = bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ class Scored(NamedTuple):
     """A request that succeeded: `answers[i]` is the JSON text for the i-th row of `chunk`; `received` in bytes.
 
     `history` has the attempts before the one that succeeded. Where some rows failed there is one for each stretch of
-    answers: it begins with row `first`, and its request is that of an outcome before it if it is `further`.
+    answers: it begins with row `first`, and its request is that of an outcome before it if it is `further`. `hide`
+    takes our secrets out of what is told of answers.
     """
 
     chunk: Chunk
@@ -113,6 +115,7 @@ class Scored(NamedTuple):
     history: tuple[Attempt, ...] = ()
     first: int = 0
     further: bool = False
+    hide: Callable[[bytes], bytes] = bytes
 
 
 class Dead(NamedTuple):
@@ -307,9 +310,9 @@ class _Tries:
         """Note the answers."""
         self._setting.succeeded(answers)
         self._trouble.in_vain = 0
-        received = len(reply.body) if isinstance(reply, Answered) else 0
-        attempts, history = len(self._history) + 1, tuple(self._history)
-        return Scored(self._chunk, answers, attempts, reply.seconds, self._setting.now(), received, history=history)
+        received, hide = (len(reply.body), reply.hide) if isinstance(reply, Answered) else (0, bytes)
+        attempts, history, now = len(self._history) + 1, tuple(self._history), self._setting.now()
+        return Scored(self._chunk, answers, attempts, reply.seconds, now, received, history=history, hide=hide)
 
     def cut(self, why: Oversized) -> _Cut:
         """Go on with parts: what was learned from others meanwhile says that this request is too large."""

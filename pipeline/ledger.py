@@ -7,6 +7,7 @@ import threading
 import time
 from bisect import bisect_left, insort
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
@@ -279,7 +280,9 @@ def take_back(store: Store, receipts: Receipts) -> None:
 
     Any worker may have written them, while another was refused or before; so this is for when all of them have ended.
     """
-    stop = _read_stop(store)
+    stop = None
+    with suppress(JobError):  # what cannot be read is written anew by each run
+        stop = _read_stop(store)
     if stop and stop.unanswered:
         written = [one for one in receipts.all() if one.run == stop.run]
         for one in written if not any(one.scored for one in written) else ():

@@ -84,6 +84,8 @@ _REQUEST: Final = Decoder(_Request)
 _RESPONSE: Final = Decoder(_Response)
 _ITEMS: Final = Decoder(list[Raw])
 _TOLD: Final = 20
+_MOST_EMPTY: Final = 10_000
+"""How many empty lists a row's part may be made of."""
 
 
 class OpenInference(Adapter):
@@ -179,6 +181,8 @@ def _inner(output: _Output, rows: int) -> tuple[list[int], int]:
     shape = output.shape
     if not shape or shape[0] != rows or min(shape) < 0:
         raise ValueError(f"{rows} rows were sent, and output {output.name!r} came back with shape {shape}")
+    if 0 in shape and prod(filter(None, shape[1:])) > _MOST_EMPTY:
+        raise ValueError(f"output {output.name!r} came back with no values, and with shape {shape}")
     return ([] if shape[1:] == [1] else shape[1:]), prod(shape[1:])
 
 

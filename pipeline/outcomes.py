@@ -167,8 +167,9 @@ class Letters:
     def misfit(self, scored: Scored, faults: Mapping[int, str]) -> Iterator[DeadLetter]:
         """Yield those of the rows whose answers are not what the job declares."""
         for position, fault in sorted(faults.items()):
-            message = f"{fault}; the answer is {scored.answers[position].as_py()}"
-            attempt = Attempt(scored.at.astimezone(UTC).isoformat(), "mismatch", _OK, message=fault)
+            answer = scored.answers[position].as_py()
+            why, message = (scored.hide(one.encode()).decode() for one in (fault, f"{fault}; the answer is {answer}"))
+            attempt = Attempt(scored.at.astimezone(UTC).isoformat(), "mismatch", _OK, message=why)
             yield from self._sent(
                 scored.chunk, [scored.first + position], "mismatch", _OK, None, message, (*scored.history, attempt)
             )

@@ -45,13 +45,14 @@ def shared_clock() -> Callable[[], float]:
 class Trip:
     """A request on its way, until it is told how it went. `late` if it was given up, or cut by the gateway.
 
-    `chunk` is what is asked, of the source that has this URI.
+    `chunk` is what is asked, of the source that has this URI; `hide` takes our secrets out of what is told of a reply.
     """
 
-    __slots__ = ("chunk", "late", "rows", "seconds", "sent", "size", "source", "url", "uuid")
+    __slots__ = ("chunk", "hide", "late", "rows", "seconds", "sent", "size", "source", "url", "uuid")
 
     def __init__(self, chunk: Chunk, source: str) -> None:
         self.chunk, self.source = chunk, source
+        self.hide: Callable[[bytes], bytes] = bytes
         self.sent: Sent | None = None
         self.seconds = 0.0
         self.rows = self.size = 0

@@ -12,6 +12,7 @@ from msgspec.json import Decoder
 
 from pipeline.encode import json_of
 from pipeline.status import SUCCESS, Action, Fault, judge
+from schemas.values import readable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,7 +102,7 @@ def unfit(status: int, headers: Mapping[str, str], body: bytes, message: str) ->
 
 def misfit(status: int, message: str) -> Fault:
     """Return the fault of a reply that is not what was agreed."""
-    return Fault(Action.MISFIT, status, None, message)
+    return Fault(Action.MISFIT, status, None, readable(message))
 
 
 def erno(body: bytes) -> str | None:

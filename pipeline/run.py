@@ -106,7 +106,8 @@ def run(
     own(store)
     with lock(store):
         receipts = Receipts(store)
-        take_back(store, receipts)  # the run that was refused may not have come to it
+        if not restart:
+            take_back(store, receipts)  # the run that was refused may not have come to it
         planned = Planned(()) if restart else read_plans(store)
         change = Changed() if restart else changed(store, job, planned, receipts, how)
         plan = draft(job, store, planned, name, change)
@@ -129,6 +130,7 @@ def retry(job: Job, name: str, *, watch: Watch, kinds: Collection[str] = (), arg
         raise unplanned
     with lock(store):
         receipts = Receipts(store)
+        take_back(store, receipts)
         planned = read_plans(store)
         if not planned.count:
             raise unplanned

@@ -137,7 +137,7 @@ def _code(said: Mapping[str, Any]) -> str | None:
     error = said.get("error")
     inner = error if isinstance(error, dict) else said
     code, kind = inner.get("code"), inner.get("type")
-    return kind[:100] if isinstance(kind, str) and kind and not isinstance(code, str) else None
+    return " ".join(kind.split())[:100] if isinstance(kind, str) and kind and not isinstance(code, str) else None
 
 
 def _detail(said: Mapping[str, Any]) -> str | None:

@@ -72,7 +72,7 @@ class Pace:
 
     def _outlook(self, counts: Mapping[str, int], rate: float, now: float) -> str:
         left, still = self._guess - self.answered, now - self._moved
-        if left == 0:
+        if left == 0 and not counts["in_flight"]:  # the total may be a guess
             return "all answered"
         if still >= STILL_SECONDS and (counts["requests"] or counts["in_flight"]):  # workers elsewhere count nothing
             return f"none answered for {still:.0f} s"

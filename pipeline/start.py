@@ -8,6 +8,7 @@ from pipeline.converse import Dead, of_content, told
 from pipeline.errors import Refused
 from pipeline.gate import Case, Gate, Place, Unfit
 from pipeline.status import Action
+from schemas.values import readable
 
 if TYPE_CHECKING:
     import threading
@@ -47,15 +48,19 @@ class Start:
         self._unfit = unfit
         self._stop = stop
 
-    def answered(self, answers: pa.Array[Any], sent: Chunk, source: str) -> bool:
+    def answered(
+        self, answers: pa.Array[Any], sent: Chunk, source: str, hide: Callable[[bytes], bytes] = bytes
+    ) -> bool:
         """Return whether the gate may be opened: whether one of the answers is what the job declares.
 
-        Raises Refused where the first rows show that the contract is wrong, as the other methods do.
+        `hide` takes our secrets out of what is told of them. Raises Refused where the first rows show that the
+        contract is wrong, as the other methods do.
         """
         if self._gate.is_open:
             return False
         unfit = self._unfit(answers)
         if unfit:
+            unfit = unfit._replace(why=readable(hide(unfit.why.encode()).decode()))
             self._end(sent, self._case(unfit, sent, source))
         return unfit is None
 
@@ -74,7 +79,7 @@ class Start:
                 self._end(outcome.chunk, self._case(self._of(outcome.fault), outcome.chunk, source))
 
     def _of(self, fault: Fault) -> Unfit:
-        return Unfit(_MISFIT if fault.action is Action.MISFIT else _REFUSED, told(fault), self._mend)
+        return Unfit(_MISFIT if fault.action is Action.MISFIT else _REFUSED, readable(told(fault)), self._mend)
 
     def _case(self, unfit: Unfit, sent: Chunk, source: str) -> Case:
         place = Place(sent.uris[0].as_py()) if sent.uris is not None else Place(source, int(sent.source_rows[0]))

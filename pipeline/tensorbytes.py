@@ -17,6 +17,7 @@ from pyarrow import types
 from pipeline.encode import bytes_form
 from pipeline.leaves import floats
 from pipeline.tensors import cast_to, plain
+from schemas.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -117,7 +118,7 @@ def values_of(datatype: str, content: memoryview) -> Numbers:
     if datatype == "BYTES":
         return np.fromiter(_texts(bytes(content)), np.object_)
     if datatype not in NUMBERS:
-        raise ValueError(f"{datatype!r} is no datatype; known: {', '.join(NUMBERS)}, BYTES")
+        raise ValueError(f"{shown(datatype)} is no datatype; known: {', '.join(NUMBERS)}, BYTES")
     kind = NUMBERS[datatype]
     numbers: Numbers = np.frombuffer(content, kind)
     if kind.kind == "b":

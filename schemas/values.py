@@ -53,6 +53,12 @@ def shown(value: object, most: int = _SHOWN) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def readable(text: str, most: int = 500) -> str:
+    """Return what others said as a line shows it: without breaks and control characters, and cut."""
+    line = "".join(one if one.isprintable() else repr(one)[1:-1] for one in " ".join(text[: 4 * most].split()))
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
 def text(value: object) -> str:
     """Read text with something in it, on one line."""
     if not isinstance(value, str):

@@ -101,11 +101,12 @@ class Output:
     def put(self, names):
         """Let objects arrive."""
         for name in names:
+            (self.out / name).parent.mkdir(exist_ok=True)
             (self.out / name).write_bytes(self._known[name])
 
     def state(self):
         """Return the names of the objects that are there."""
-        here = {f"{folder}/{path.name}" for folder in FOLDERS for path in (self.out / folder).iterdir()}
+        here = {f"{folder}/{path.name}" for folder in FOLDERS for path in (self.out / folder).glob("*")}
         return frozenset(here | {"_SUCCESS"} if (self.out / "_SUCCESS").exists() else here)
 
     def heal(self, names):
