@@ -315,6 +315,31 @@ def test_the_budget_is_never_exceeded_but_by_a_request_alone(monkeypatch):
     assert max(size for size, _ in held) > 300_000
 
 
+class Wordy(ModelArts):
+    """An adapter whose answers are longer than the reply, as those of a reply of bytes are."""
+
+    def read(self, status, headers, body, *, uuid, rows):
+        found = super().read(status, headers, body, uuid=uuid, rows=rows)
+        return pa.array([text + " " * 50_000 for text in found.to_pylist()])
+
+
+def test_the_budget_counts_answers_as_they_are_held(monkeypatch):
+    """Four at once fit by their replies; by their answers not even two."""
+    monkeypatch.setattr(caller_module, "BUDGET_BYTES", 60_000)
+    held = []
+
+    def answer(body):
+        with caller._changed:
+            held.append(len(caller._costs))
+        return ok(body)
+
+    with calling(Wire(answer), adapter=Wordy(ModelArtsOptions()), in_flight=4) as caller:
+        outcomes(caller, chunks(1))
+        held.clear()
+        outcomes(caller, chunks(20))
+    assert held == [1] * 20
+
+
 def test_a_rate_is_kept_by_all_together():
     """A hundred a second, whatever is in flight: between any two requests lies at least their share of time."""
     times = []

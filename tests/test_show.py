@@ -52,7 +52,15 @@ def test_when_nothing_is_answered_that_is_said():
     assert ", 1 s left, 1 in flight" in pace.told(counts, 10.0)
     assert " s left, " in pace.told(counts, 9.9 + STILL_SECONDS)
     assert ", none answered for 45 s, 1 in flight" in pace.told(counts, 55.0)
-    assert ", all answered, " in pace.told({**counts, "answered": 150}, 56.0)
+    assert ", all answered, " in pace.told({**counts, "answered": 150, "in_flight": 0}, 56.0)
+
+
+def test_a_guess_that_is_reached_is_no_end_while_requests_are_under_way():
+    """How many rows a text file has is only known at its end."""
+    counts = {**NONE, "answered": 100, "rows": 100, "requests": 9, "in_flight": 8}
+    pace = Pace(100, NONE, 0.0)
+    assert ", no end in sight yet, 8 in flight" in pace.told(counts, 10.0)
+    assert ", none answered for 30 s, 8 in flight" in pace.told(counts, 40.0)
 
 
 def test_what_nobody_can_tell_is_not_told():
