@@ -15,6 +15,7 @@ from pipeline.replies import Partly, misfit
 from pipeline.retry import Patience, retry_after
 from pipeline.status import SUCCESS, Action, Fault
 from schemas.tables import Attempt, Kind
+from schemas.values import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -445,5 +446,5 @@ def refusal(fault: Fault, url: str, mend: str | None = None) -> str:
 
 
 def told(fault: Fault) -> str:
-    """Return a fault in the service's own words."""
-    return " ".join(str(part) for part in (fault.status, fault.code, fault.message) if part is not None)
+    """Return a fault in the service's own words, on one line."""
+    return readable(" ".join(str(part) for part in (fault.status, fault.code, fault.message) if part is not None))

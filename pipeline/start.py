@@ -79,7 +79,7 @@ class Start:
                 self._end(outcome.chunk, self._case(self._of(outcome.fault), outcome.chunk, source))
 
     def _of(self, fault: Fault) -> Unfit:
-        return Unfit(_MISFIT if fault.action is Action.MISFIT else _REFUSED, readable(told(fault)), self._mend)
+        return Unfit(_MISFIT if fault.action is Action.MISFIT else _REFUSED, told(fault), self._mend)
 
     def _case(self, unfit: Unfit, sent: Chunk, source: str) -> Case:
         place = Place(sent.uris[0].as_py()) if sent.uris is not None else Place(source, int(sent.source_rows[0]))
